@@ -1,0 +1,1 @@
+"""Trains image classifiers with TensorFlow; `python -m trainer.main` is the command."""

@@ -1,0 +1,75 @@
+"""What a data set is to this trainer: random access to labelled images."""
+
+import importlib
+from typing import Protocol
+
+import tensorflow as tf
+
+from trainer.config import Config
+from trainer.data import SOURCES
+from trainer.errors import UserError
+
+
+class Source(Protocol):
+    """A random-access collection of labelled images.
+
+    Attributes:
+        class_names: one name per label.
+        image_shape: `(height, width, channels)` where all images have that shape; None where
+            they are encoded (JPEG, PNG) and of any size.
+        channels: 1 or 3.
+    """
+
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int] | None
+    channels: int
+
+    def __len__(self) -> int: ...
+
+    def fetch(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The examples at int64 `indices` `[n]`; called in a tf.data graph.
+
+        Returns:
+            Images, uint8 `[n, height, width, channels]`, or encoded, string `[n]`; and labels,
+            int32 `[n]`.
+        """
+        ...
+
+
+def open_source(config: Config, split: str, data_dir: str) -> Source:
+    """The source that `data.name` names, checked against the config.
+
+    Raises:
+        UserError: where the data are not there, or are not what the config says.
+    """
+    module = importlib.import_module(SOURCES[config.data.name])
+    source: Source = module.open_source(config, split, data_dir)
+    _check(config, split, source)
+    return source
+
+
+def _check(config: Config, split: str, source: Source) -> None:
+    data = config.data
+    if len(source) == 0:
+        raise UserError(f"data set {data.name!r}, split {split!r}: has no examples")
+    if len(source.class_names) != config.model.num_classes:
+        raise UserError(
+            f"model.num_classes is {config.model.num_classes}, but data set {data.name!r} has "
+            f"{len(source.class_names)} classes: "
+            f"--set model.num_classes={len(source.class_names)}"
+        )
+    if len(data.mean) not in (1, source.channels):
+        raise UserError(
+            f"data.mean and data.std have {len(data.mean)} values, but the images of data set "
+            f"{data.name!r} have {source.channels} channels"
+        )
+    if source.image_shape is not None and data.crop == "random_resized":
+        raise UserError(
+            f"data.crop is 'random_resized', which needs encoded images of any size, but those of "
+            f"data set {data.name!r} are all {source.image_shape}: use 'pad' or 'none'"
+        )
+    if source.image_shape is None and data.crop == "pad":
+        raise UserError(
+            f"data.crop is 'pad', which needs images of one size, but those of data set "
+            f"{data.name!r} vary: use 'random_resized' or 'none'"
+        )

@@ -1,0 +1,135 @@
+"""Any TFDS data set as a `Source`: small ones in memory, large ones read at random from disk.
+
+Imports nothing but what TFDS needs to open a prepared data set. Nothing is downloaded here: a
+download can take days and a terabyte, so it is a command of its own, named in the error.
+"""
+
+import fcntl
+import os
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from trainer.config import Config
+from trainer.errors import UserError
+
+# Data sets of images of one size up to this are decoded once and kept in memory (CIFAR-10: 150 MB).
+_IN_MEMORY_BYTES = 2**30
+
+
+def open_source(config: Config, split: str, data_dir: str):
+    """Opens a prepared TFDS data set; prepares digits itself, since that needs no network.
+
+    Raises:
+        UserError: for an unknown name or split, or a data set that is not prepared.
+    """
+    name = config.data.path if config.data.name == "tfds" else config.data.name
+    data_dir = os.path.expanduser(data_dir)
+    builder = _digits(data_dir) if name == "digits" else _prepared(str(name), data_dir)
+    try:
+        num_examples = builder.info.splits[split].num_examples
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"data split {split!r}: data set {name!r} has no such split "
+            f"({' '.join(str(error).split())}); it has {', '.join(builder.info.splits)}"
+        ) from None
+    features = dict(builder.info.features.items())
+    if not (
+        isinstance(features.get("image"), tfds.features.Image)
+        and isinstance(features.get("label"), tfds.features.ClassLabel)
+    ):
+        raise UserError(f"data set {name!r}: has no features 'image' and 'label', needed to train")
+    shape = features["image"].shape
+    if None not in shape and num_examples * int(np.prod(shape)) <= _IN_MEMORY_BYTES:
+        return InMemorySource(builder, split)
+    return RandomAccessSource(builder, split)
+
+
+def _digits(data_dir: str) -> tfds.core.DatasetBuilder:
+    from trainer.data.digits import Digits
+
+    try:
+        Path(data_dir).mkdir(parents=True, exist_ok=True)
+        builder = Digits(data_dir=data_dir)
+        # Two processes that start at once must not both write it.
+        with open(Path(data_dir) / ".digits.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            tfds.disable_progress_bar()
+            builder.download_and_prepare(file_format="array_record")
+    except OSError as error:
+        raise UserError(
+            f"--data_dir={data_dir}: cannot be written ({error.strerror}), "
+            f"and the digits are prepared there; name another folder"
+        ) from None
+    return builder
+
+
+def _prepared(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(f"data set {name!r}: TFDS does not know it ({reason})") from None
+    if not builder.is_prepared():
+        raise UserError(
+            f"data set {name!r}: not prepared in {data_dir}; prepare it once, where there is a "
+            f"network, with: tfds build {name} --file_format=array_record --data_dir={data_dir}"
+        )
+    return builder
+
+
+def _class_names(builder: tfds.core.DatasetBuilder) -> tuple[str, ...]:
+    return tuple(builder.info.features["label"].names)
+
+
+class InMemorySource:
+    """A split of images of one size, decoded once: fetching is a gather, in graph."""
+
+    def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
+        self.class_names = _class_names(builder)
+        if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
+            examples = list(builder.as_data_source(split=split))
+        else:
+            examples = list(tfds.as_numpy(builder.as_dataset(split=split)))
+        self._images = tf.constant(np.stack([example["image"] for example in examples]))
+        self._labels = tf.constant([int(example["label"]) for example in examples], tf.int32)
+        self.image_shape: tuple[int, int, int] | None = tuple(self._images.shape[1:])
+        self.channels = int(self._images.shape[-1])
+
+    def __len__(self) -> int:
+        return int(self._labels.shape[0])
+
+    def fetch(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return tf.gather(self._images, indices), tf.gather(self._labels, indices)
+
+
+class RandomAccessSource:
+    """A split on disk, in array_record format; images come encoded, as they lie there."""
+
+    def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
+        self.class_names = _class_names(builder)
+        self.image_shape: tuple[int, int, int] | None = None
+        self.channels = int(builder.info.features["image"].shape[-1])
+        try:
+            self._data = builder.as_data_source(
+                split=split, decoders={"image": tfds.decode.SkipDecoding()}
+            )
+        except NotImplementedError:
+            raise UserError(
+                f"data set {builder.info.full_name!r}: prepared in a format without random access; "
+                f"prepare it with: tfds build {builder.name} --file_format=array_record"
+            ) from None
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def fetch(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        def read(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            examples = self._data.__getitems__(rows.tolist())
+            images = np.array([example["image"] for example in examples], dtype=object)
+            return images, np.array([example["label"] for example in examples], np.int32)
+
+        images, labels = tf.numpy_function(read, [indices], (tf.string, tf.int32), stateful=False)
+        return tf.ensure_shape(images, indices.shape), tf.ensure_shape(labels, indices.shape)

@@ -1,0 +1,138 @@
+"""`python -m trainer.main`: flags, config, strategy, training, exit code.
+
+TensorFlow is imported only once everything that needs no TensorFlow has been checked.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from absl import app, flags
+
+from trainer import config as config_lib
+from trainer.errors import (
+    EXIT_DIVERGED,
+    EXIT_DONE,
+    EXIT_PREEMPTED,
+    EXIT_USER_ERROR,
+    DivergedError,
+    PreemptedError,
+    UserError,
+)
+from trainer.run_folder import RunFolder, default_path, tf_config_cluster
+
+STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
+
+_CONFIG = flags.DEFINE_string(
+    "config", "configs/digits_resnet20.py", "What is computed: a file with get_config()."
+)
+_SET = flags.DEFINE_multi_string(
+    "set", [], "FIELD=VALUE overrides a field of the config, as optimizer.learning_rate=0.8."
+)
+_STRATEGY = flags.DEFINE_string("strategy", "auto", f"Where it runs: {', '.join(STRATEGIES)}.")
+_TPU = flags.DEFINE_string("tpu", "", "The TPU's name or address, or local.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Logs and checkpoints [runs/<config>-<hash of what is computed>]."
+)
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir",
+    os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"),
+    "Where prepared data sets lie.",
+)
+_VIRTUAL_DEVICES = flags.DEFINE_integer(
+    "virtual_devices", 0, "Split the CPU into N logical devices.", lower_bound=0
+)
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """absl's parser, with its errors as ours: one line, exit 2."""
+    try:
+        rest = flags.FLAGS(list(argv))
+    except flags.Error as error:
+        _exit_with_error(" ".join(str(error).split()) + " (--help lists all flags)")
+    if len(rest) > 1:
+        _exit_with_error(f"{rest[1]!r}: arguments must be flags, as --config={rest[1]}")
+    return rest
+
+
+def main(argv: Sequence[str]) -> int:
+    del argv
+    try:
+        return _run()
+    except UserError as error:
+        _exit_with_error(str(error))
+    except PreemptedError as error:
+        print(f"stopped: {error}; the same command goes on from there")
+        return EXIT_PREEMPTED
+    except DivergedError as error:
+        print(f"diverged: {error}", file=sys.stderr)
+        return EXIT_DIVERGED
+
+
+def _run() -> int:
+    config = config_lib.override(config_lib.load(_CONFIG.value), _SET.value)
+    _check_strategy()
+    workdir = _WORKDIR.value or default_path(_CONFIG.value, config)
+    folder = RunFolder(workdir, config)
+    if folder.is_done:
+        print(f"already done: {folder.path}; name another --workdir to train again")
+        print(folder.read_done())
+        return EXIT_DONE
+
+    _quiet_tensorflow()
+    import tensorflow as tf
+
+    from trainer.strategy import create_strategy
+    from trainer.train import train_and_evaluate
+
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    strategy = create_strategy(_STRATEGY.value, _TPU.value, _VIRTUAL_DEVICES.value)
+    summary = train_and_evaluate(config, strategy, folder, _DATA_DIR.value)
+    text = (
+        f"best accuracy {summary.best_accuracy:.4f}, last {summary.last_accuracy:.4f}; "
+        f"trained {summary.train_seconds:.1f} s at {summary.images_per_second:.0f} images/s\n"
+        f"logs and checkpoints: {folder.path}\n"
+        f"tensorboard --logdir {folder.path}"
+    )
+    if folder.is_chief:
+        folder.write_done(text)
+        print(text)
+    return EXIT_DONE
+
+
+def _check_strategy() -> None:
+    """What can be told of the strategy without TensorFlow."""
+    name = _STRATEGY.value
+    if name not in STRATEGIES:
+        raise UserError(f"--strategy={name}: unknown; one of {', '.join(STRATEGIES)}")
+    cluster = tf_config_cluster()
+    if name == "multi_worker" and not cluster:
+        raise UserError(
+            "--strategy=multi_worker: TF_CONFIG is not set, and names the workers: set it for "
+            "each process, as BUILD.md shows, or use --strategy=mirrored"
+        )
+    if name == "tpu" and not (_TPU.value or os.environ.get("TPU_NAME")):
+        raise UserError(
+            "--strategy=tpu: no TPU is named: give --tpu=NAME, or --tpu=local on a TPU VM, or use "
+            "--strategy=auto"
+        )
+    if name not in ("auto", "mirrored") and _VIRTUAL_DEVICES.value:
+        raise UserError(
+            f"--virtual_devices={_VIRTUAL_DEVICES.value}: needs --strategy=mirrored or auto, "
+            f"not {name}"
+        )
+
+
+def _quiet_tensorflow() -> None:
+    """Leaves warnings and errors of TensorFlow's C++, and takes its progress reports away."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+def _exit_with_error(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(EXIT_USER_ERROR)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,140 @@
+"""Optimizers and learning-rate schedules.
+
+Our own, since the train step decides itself when to reduce, to skip and to apply (see steps.py):
+Keras' optimizers reduce gradients inside `apply_gradients`, and its loss scaling decides per
+replica. An optimizer here only updates the variables of the replica that calls it, with gradients
+that are already the same on all replicas.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import tensorflow as tf
+
+from trainer.config import Config, OptimizerConfig
+
+Schedule = Callable[[tf.Tensor], tf.Tensor]
+
+
+class Optimizer(tf.Module):
+    """The slots of an update rule; made under the strategy's scope, one per model.
+
+    Args:
+        config: the `optimizer` section.
+        variables: the trainable variables, in the order that gradients come in.
+    """
+
+    def __init__(self, config: OptimizerConfig, variables: Sequence[tf.Variable]):
+        super().__init__()
+        self.config = config
+        self._variables = tuple(variables)
+        # Only kernels decay: they alone have more than one axis. Decaying batch norm's scales and
+        # biases costs accuracy (Goyal et al. 2017, section 5.3; He et al. 2018, section 3.1).
+        self._decay = [config.weight_decay if v.shape.rank > 1 else 0.0 for v in variables]
+
+    def _slots(self, name: str) -> list[tf.Variable]:
+        return [
+            tf.Variable(tf.zeros(v.shape, tf.float32), trainable=False, name=f"{name}_{index}")
+            for index, v in enumerate(self._variables)
+        ]
+
+    def apply(self, gradients: Sequence[tf.Tensor], learning_rate: tf.Tensor) -> None:
+        """Updates this replica's variables and slots, once.
+
+        Args:
+            gradients: float32, of the variables' shapes.
+            learning_rate: float32 scalar.
+        """
+        raise NotImplementedError("an optimizer is one of OPTIMIZERS")
+
+
+class SGD(Optimizer):
+    """Momentum SGD as PyTorch defines it: `m = μm + g`, `w -= η m`, or with Nesterov's
+    `w -= η (g + μm)` (Sutskever et al. 2013).
+
+    Weight decay is L2 (`g += λw`), or decoupled (`w -= η λ w`, Loshchilov & Hutter 2019, eq. 9,
+    with the learning rate as its schedule multiplier).
+    """
+
+    def __init__(self, config: OptimizerConfig, variables: Sequence[tf.Variable]):
+        super().__init__(config, variables)
+        self.momenta = self._slots("momentum")
+
+    def apply(self, gradients, learning_rate):
+        for variable, gradient, momentum, decay in zip(
+            self._variables, gradients, self.momenta, self._decay, strict=True
+        ):
+            if decay and self.config.decoupled_weight_decay:
+                variable.assign_sub(learning_rate * decay * variable)
+            elif decay:
+                gradient += decay * variable
+            tf.raw_ops.ResourceApplyMomentum(  # the whole update in one kernel
+                var=variable.handle,
+                accum=momentum.handle,
+                lr=learning_rate,
+                grad=gradient,
+                momentum=self.config.momentum,
+                use_nesterov=self.config.nesterov,
+            )
+
+
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2); `momentum` is β1."""
+
+    def __init__(self, config: OptimizerConfig, variables: Sequence[tf.Variable]):
+        super().__init__(config, variables)
+        self.means = self._slots("mean")
+        self.variances = self._slots("variance")
+        self.updates = tf.Variable(0.0, trainable=False, name="updates")
+
+    def apply(self, gradients, learning_rate):
+        beta1, beta2 = self.config.momentum, self.config.beta2
+        self.updates.assign_add(1.0)
+        bias1 = 1.0 - tf.pow(beta1, self.updates)
+        bias2 = 1.0 - tf.pow(beta2, self.updates)
+        for variable, gradient, mean, variance, decay in zip(
+            self._variables, gradients, self.means, self.variances, self._decay, strict=True
+        ):
+            if decay:
+                variable.assign_sub(learning_rate * decay * variable)
+            mean.assign(beta1 * mean + (1.0 - beta1) * gradient)
+            variance.assign(beta2 * variance + (1.0 - beta2) * tf.square(gradient))
+            denominator = tf.sqrt(variance / bias2) + self.config.epsilon
+            variable.assign_sub(learning_rate * (mean / bias1) / denominator)
+
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "adamw": AdamW}
+
+
+def make_optimizer(config: OptimizerConfig, variables: Sequence[tf.Variable]) -> Optimizer:
+    """The optimizer that the config names, with its slots at zero."""
+    return OPTIMIZERS[config.name](config, variables)
+
+
+def make_schedule(config: Config, steps_per_epoch: float, total_steps: int) -> Schedule:
+    """The learning rate as a function of the step: `int64 scalar -> float32 scalar`.
+
+    Warm-up is linear from `1 / warmup_steps` of the peak to the peak. After it, `cosine` falls from
+    the peak to 0 at `total_steps` (Loshchilov & Hutter 2017, eq. 5, without restarts), `step`
+    multiplies by `milestone_factor` at each milestone, in epochs, `constant` stays.
+    """
+    optimizer = config.optimizer
+    warmup_steps = optimizer.warmup_epochs * steps_per_epoch
+
+    def schedule(step: tf.Tensor) -> tf.Tensor:
+        step = tf.cast(step, tf.float32)
+        rate = tf.constant(optimizer.learning_rate)
+        if optimizer.schedule == "cosine":
+            done = (step - warmup_steps) / max(total_steps - warmup_steps, 1.0)
+            rate *= 0.5 * (1.0 + tf.cos(math.pi * tf.clip_by_value(done, 0.0, 1.0)))
+        elif optimizer.schedule == "step":
+            passed = sum(
+                tf.cast(step >= epoch * steps_per_epoch, tf.float32)
+                for epoch in optimizer.milestones
+            )
+            rate *= tf.pow(optimizer.milestone_factor, passed)
+        if warmup_steps:
+            rate *= tf.minimum((step + 1.0) / warmup_steps, 1.0)
+        return rate
+
+    return schedule

@@ -1,0 +1,142 @@
+"""A run's folder: its name, its owner, and what it was started with. Imports no TensorFlow.
+
+    WORKDIR/config.json  metrics.jsonl  checkpoints/  train/  eval/  DONE
+"""
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import IO, Any
+
+from trainer import config as config_lib
+from trainer.config import Config
+from trainer.errors import UserError
+
+
+def tf_config_cluster() -> dict[str, Any]:
+    """The parsed `TF_CONFIG` where it names a cluster, else {}.
+
+    Raises:
+        UserError: where it is not JSON of the form that TensorFlow reads.
+    """
+    text = os.environ.get("TF_CONFIG", "")
+    try:
+        value = json.loads(text or "{}")
+        if not value.get("cluster"):
+            return {}
+        int(value["task"]["index"]), value["cluster"][value["task"]["type"]]
+        return value
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(
+            f"TF_CONFIG={text[:200]}: must be JSON with 'cluster' and this process's 'task'"
+        ) from None
+
+
+def is_chief() -> bool:
+    """Whether this process writes: it is alone, the chief, or worker 0 where there is no chief."""
+    value = tf_config_cluster()
+    if not value:
+        return True
+    if "chief" in value["cluster"]:
+        return value["task"]["type"] == "chief"
+    return value["task"]["type"] == "worker" and int(value["task"]["index"]) == 0
+
+
+def default_path(config_path: str, config: Config) -> str:
+    """`runs/<config>-<hash of the fields that change results>`."""
+    return str(Path("runs") / f"{Path(config_path).stem}-{config_lib.short_hash(config)}")
+
+
+class RunFolder:
+    """The folder of one run, owned by this process until it ends, however it ends.
+
+    Args:
+        path: the folder, made where it is not there.
+        config: what this process would compute.
+
+    Raises:
+        UserError: where the folder cannot be written, another process trains in it, or it holds a
+            run that computes something else.
+    """
+
+    def __init__(self, path: str, config: Config):
+        if "://" in path:
+            raise UserError(f"--workdir={path}: must be a local or mounted folder, not an address")
+        self.path = Path(path)
+        self.is_chief = is_chief()
+        self.checkpoints = self.path / "checkpoints"
+        self.metrics = self.path / "metrics.jsonl"
+        self._config_file = self.path / "config.json"
+        self._done_file = self.path / "DONE"
+        self._lock: IO[str] | None = None
+        if self.is_chief:
+            self._make_and_lock()
+        self._refuse_another_run(config)
+
+    def _make_and_lock(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            # Append mode: the file of the process that has the lock stays as it is.
+            self._lock = open(self.path / ".lock", "a+")  # noqa: SIM115 (held until the end)
+        except OSError as error:
+            raise UserError(
+                f"--workdir={self.path}: cannot be written ({error.strerror}); name another folder"
+            ) from None
+        try:
+            # The kernel lets go of it when this process dies, also by SIGKILL.
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.seek(0)
+            owner = self._lock.read().strip()
+            raise UserError(
+                f"--workdir={self.path}: in use by process {owner}; wait for it, stop it, or name "
+                f"another folder"
+            ) from None
+        self._lock.truncate(0)
+        self._lock.write(f"{os.getpid()}\n")
+        self._lock.flush()
+
+    def _refuse_another_run(self, config: Config) -> None:
+        saved = self.read_config()
+        if saved is None:
+            return
+        different = config_lib.differences(config, saved["config"])
+        if different:
+            raise UserError(
+                f"--workdir={self.path}: holds a run that computes something else "
+                f"({'; '.join(different)}); undo that change to go on with it, or name another "
+                f"folder"
+            )
+
+    def read_config(self) -> dict[str, Any] | None:
+        """What `write_config` saved, or None in a new folder."""
+        try:
+            return json.loads(self._config_file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{self._config_file}: cannot be read ({error}); name another --workdir"
+            ) from None
+
+    def write_config(self, metadata: dict[str, Any]) -> None:
+        """Saves what checkpoints also hold: config, class names, normalisation."""
+        write_atomically(self._config_file, json.dumps(metadata, indent=1) + "\n")
+
+    @property
+    def is_done(self) -> bool:
+        return self._done_file.exists()
+
+    def write_done(self, summary: str) -> None:
+        write_atomically(self._done_file, summary + "\n")
+
+    def read_done(self) -> str:
+        return self._done_file.read_text(encoding="utf-8").rstrip()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """A reader, or the next process after a kill, sees the old text or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

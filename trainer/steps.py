@@ -1,0 +1,256 @@
+"""Everything that runs inside `tf.function`: the train loop and the eval loop.
+
+One train step, on every replica (`replica_step`):
+
+    for each micro-batch:  forward, backward, unscale, accumulate
+    reduce once            gradients, loss, accuracy: summed over all replicas
+    check                  the norm of the *reduced* gradient is finite: one decision, everywhere
+    clip, decay, update, EMA; or, where it is not finite, nothing at all
+
+The loss of an example is divided by the *global* batch size and gradients are summed, so that any
+number of replicas computes the same step.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import tensorflow as tf
+import tf_keras
+
+from trainer.config import Config
+from trainer.losses import softmax_cross_entropy
+from trainer.optim import Schedule
+from trainer.state import TrainState
+
+# float16: the scale doubles after this many applied steps in a row (Micikevicius et al. 2018,
+# section 3.2, with the interval that NVIDIA's and TensorFlow's implementations use).
+LOSS_SCALE_GROWTH_STEPS = 2000
+
+Compiled = Literal["nothing", "forward_backward", "step"]
+
+
+class TrainMetrics(NamedTuple):
+    """What a train step reports; `[num_steps]` each when they come out of the loop."""
+
+    loss: tf.Tensor  # mean over the global batch, before the update
+    accuracy: tf.Tensor  # share of the global batch that is right, before the update
+    learning_rate: tf.Tensor
+    gradient_norm: tf.Tensor  # of the reduced gradient, before clipping
+    loss_scale: tf.Tensor  # 1 where there is none
+    applied: tf.Tensor  # 1, or 0 for a step skipped because its gradient is not finite
+
+
+def normalize(images: tf.Tensor, config: Config) -> tf.Tensor:
+    """uint8 images `[batch, height, width, channels]` to float32 of the configured mean and std.
+
+    On the device: images travel as bytes.
+    """
+    mean = tf.constant(config.data.mean) * 255.0
+    std = tf.constant(config.data.std) * 255.0
+    return (tf.cast(images, tf.float32) - mean) / std
+
+
+def make_train_loop(
+    config: Config,
+    strategy: tf.distribute.Strategy,
+    state: TrainState,
+    schedule: Schedule,
+    compiled: Compiled = "nothing",
+) -> Callable[[Iterator, tf.Tensor], TrainMetrics]:
+    """The compiled loop `train_loop(iterator, num_steps)`.
+
+    `iterator` yields, for each replica, its share of the global batch: `(images, labels)`,
+    uint8 `[per_replica_batch_size, height, width, channels]` and int32 `[per_replica_batch_size]`.
+    `num_steps` is a tensor: one trace serves all lengths.
+
+    Args:
+        compiled: how much of the replica step XLA compiles: nothing; forward and backward of a
+            micro-batch, with the reduction outside; or the whole step. See strategy.py.
+    """
+    num_replicas = strategy.num_replicas_in_sync
+    global_batch_size = config.data.global_batch_size
+    micro_batch_size = global_batch_size // num_replicas // config.accumulation_steps
+    weights = state.model.trainable_variables
+    statistics = state.model.non_trainable_variables  # batch norm's moving means and variances
+
+    def forward_backward(images: tf.Tensor, labels: tf.Tensor):
+        """One micro-batch: its share of the global gradient, loss and accuracy."""
+        with tf.GradientTape() as tape:
+            logits = state.model(normalize(images, config), training=True)
+            losses = softmax_cross_entropy(logits, labels, config.label_smoothing)
+            loss = tf.reduce_sum(losses) / global_batch_size
+            scaled = loss if state.loss_scale is None else loss * state.loss_scale
+        gradients = tape.gradient(scaled, weights)
+        if state.loss_scale is not None:
+            gradients = [gradient / state.loss_scale for gradient in gradients]
+        right = tf.equal(tf.argmax(logits, -1, output_type=labels.dtype), labels)
+        accuracy = tf.reduce_sum(tf.cast(right, tf.float32)) / global_batch_size
+        return gradients, loss, accuracy
+
+    def replica_step(step: tf.Tensor, images: tf.Tensor, labels: tf.Tensor) -> TrainMetrics:
+        # A copy, since forward passes move the statistics and a bad step must leave no trace.
+        statistics_before = [tf.identity(variable) for variable in statistics]
+        gradients, loss, accuracy = None, 0.0, 0.0
+        for micro in range(config.accumulation_steps):
+            rows = slice(micro * micro_batch_size, (micro + 1) * micro_batch_size)
+            share, share_loss, share_accuracy = forward_backward(images[rows], labels[rows])
+            loss, accuracy = loss + share_loss, accuracy + share_accuracy
+            gradients = (
+                share
+                if gradients is None
+                else [total + part for total, part in zip(gradients, share, strict=True)]
+            )
+
+        # Without SyncBN each replica saw other statistics: their mean keeps the copies equal.
+        uneven = [] if config.sync_bn else [v / num_replicas for v in statistics]
+        gradients, loss, accuracy, means = _sum_over_replicas(
+            (gradients, loss, accuracy, uneven), num_replicas
+        )
+
+        gradient_norm = tf.linalg.global_norm(gradients)
+        finite = tf.math.is_finite(gradient_norm)
+        learning_rate = schedule(step)
+
+        def apply() -> tf.Tensor:
+            clipped = gradients
+            if config.optimizer.clip_norm is not None:
+                factor = config.optimizer.clip_norm / tf.maximum(
+                    gradient_norm, config.optimizer.clip_norm
+                )
+                clipped = [gradient * factor for gradient in gradients]
+            if not config.sync_bn:
+                for variable, mean in zip(statistics, means, strict=True):
+                    variable.assign(mean)
+            state.optimizer.apply(clipped, learning_rate)
+            state.applied_steps.assign_add(1)
+            _update_ema(config, state)
+            return tf.constant(1.0)
+
+        def skip() -> tf.Tensor:
+            for variable, before in zip(statistics, statistics_before, strict=True):
+                variable.assign(before)
+            return tf.constant(0.0)
+
+        loss_scale = tf.identity(state.loss_scale) if state.loss_scale is not None else 1.0
+        applied = tf.cond(finite, apply, skip)
+        if state.loss_scale is not None:
+            _update_loss_scale(state.loss_scale, state.good_steps, finite)
+        return TrainMetrics(
+            loss, accuracy, learning_rate, gradient_norm, tf.convert_to_tensor(loss_scale), applied
+        )
+
+    if compiled == "forward_backward":
+        forward_backward = tf.function(forward_backward, jit_compile=True)
+    elif compiled == "step":
+        replica_step = tf.function(replica_step, jit_compile=True)
+
+    @tf.function
+    def train_loop(iterator, num_steps):
+        arrays = tuple(
+            tf.TensorArray(tf.float32, size=num_steps, element_shape=())
+            for _ in TrainMetrics._fields
+        )
+        first = tf.identity(state.global_step)
+        for index in tf.range(num_steps):
+            step = first + tf.cast(index, tf.int64)
+            images, labels = next(iterator)
+            # All replicas return the same values: the first one's stand for all.
+            metrics = tf.nest.map_structure(
+                lambda value: strategy.experimental_local_results(value)[0],
+                strategy.run(replica_step, args=(step, images, labels)),
+            )
+            arrays = tuple(
+                array.write(index, value) for array, value in zip(arrays, metrics, strict=True)
+            )
+        state.global_step.assign(first + tf.cast(num_steps, tf.int64))
+        return TrainMetrics(*(array.stack() for array in arrays))
+
+    return train_loop
+
+
+def _sum_over_replicas(values, num_replicas: int):
+    """The structure of tensors summed over all replicas, in one call: one collective operation
+    where the strategy can pack them."""
+    if num_replicas == 1:
+        return values
+    context = tf.distribute.get_replica_context()
+    flat = context.all_reduce(tf.distribute.ReduceOp.SUM, tf.nest.flatten(values))
+    return tf.nest.pack_sequence_as(values, flat)
+
+
+def _update_ema(config: Config, state: TrainState) -> None:
+    """`a += (1 - d)(w - a)` for weights and batch norm statistics, `d = min(decay, (1+t)/(10+t))`
+    at the t-th applied step, so that the first weights are soon forgotten."""
+    if state.ema_model is None:
+        return
+    steps = tf.cast(state.applied_steps, tf.float32)
+    decay = tf.minimum(config.ema_decay, (1.0 + steps) / (10.0 + steps))
+    for average, value in zip(state.ema_model.variables, state.model.variables, strict=True):
+        average.assign_add((1.0 - decay) * (value - average))
+
+
+def _update_loss_scale(scale: tf.Variable, good_steps: tf.Variable, finite: tf.Tensor) -> None:
+    """Halves the scale after a skipped step, doubles it after a long row of applied ones."""
+    streak = tf.where(finite, good_steps + 1, tf.zeros_like(good_steps))
+    grow = streak >= LOSS_SCALE_GROWTH_STEPS
+    good_steps.assign(tf.where(grow, tf.zeros_like(streak), streak))
+    scale.assign(tf.where(finite, tf.where(grow, scale * 2.0, scale), tf.maximum(scale / 2.0, 1.0)))
+
+
+def make_eval_loop(
+    config: Config, strategy: tf.distribute.Strategy, model: tf_keras.Model
+) -> Callable[[Iterator, tf.Tensor], dict[str, tf.Tensor]]:
+    """The compiled loop `eval_loop(iterator, num_steps)`.
+
+    `iterator` yields `(images, labels, weights)` for each replica; the weight of an example is 1.0,
+    that of padding 0.0. Returns sums over all examples: `loss` (cross-entropy without smoothing,
+    in nats), `top1`, `top5` and `count`, float64 scalars.
+    """
+    # Two classes have no top 5; the right one is then always among them.
+    k = min(5, config.model.num_classes)
+
+    def replica_step(images: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+        logits = model(normalize(images, config), training=False)
+        losses = softmax_cross_entropy(logits, labels)
+        # Rank of the right class: ties count against the model, so that constant logits are wrong.
+        right = tf.gather(logits, labels, batch_dims=1)[:, None]
+        others = tf.one_hot(labels, config.model.num_classes, on_value=False, off_value=True)
+        # Not below, instead of at least: so that a model of NaNs is wrong, too.
+        rank = tf.reduce_sum(tf.cast(~(logits < right) & others, tf.int32), axis=-1)
+        top1, top5 = (tf.cast(rank < top, tf.float32) for top in (1, k))
+        columns = tf.stack([losses, top1, top5, tf.ones_like(losses)], axis=-1)
+        # where, not a product: the padding's loss may be infinite.
+        return tf.reduce_sum(tf.where(weights[:, None] > 0, columns, 0.0), axis=0)
+
+    @tf.function
+    def eval_loop(iterator, num_steps):
+        totals = tf.zeros([4], tf.float64)
+        for _ in tf.range(num_steps):
+            sums = strategy.run(replica_step, args=next(iterator))
+            sums = strategy.reduce(tf.distribute.ReduceOp.SUM, sums, axis=None)
+            totals += tf.cast(sums, tf.float64)
+        return dict(zip(("loss", "top1", "top5", "count"), tf.unstack(totals), strict=True))
+
+    return eval_loop
+
+
+def make_agreement(
+    strategy: tf.distribute.Strategy,
+) -> Callable[[Sequence[float]], Sequence[float]]:
+    """A function that gives all workers the mean over them of each worker's numbers.
+
+    What the host reads from its clock and its signals differs between workers; what it decides
+    from them must not, or they would wait for each other for ever.
+    """
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return lambda values: values
+
+    @tf.function
+    def agree(values: tf.Tensor) -> tf.Tensor:
+        def replica_mean() -> tf.Tensor:
+            context = tf.distribute.get_replica_context()
+            return context.all_reduce(tf.distribute.ReduceOp.MEAN, values)
+
+        return strategy.experimental_local_results(strategy.run(replica_mean))[0]
+
+    return lambda values: agree(tf.constant(values, tf.float32)).numpy().tolist()

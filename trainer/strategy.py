@@ -1,0 +1,108 @@
+"""Where it runs: the `tf.distribute` strategy, and how much of a step XLA compiles there."""
+
+import os
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from trainer.config import Config
+from trainer.errors import UserError
+from trainer.run_folder import tf_config_cluster
+from trainer.steps import Compiled
+
+
+def create_strategy(name: str, tpu: str, virtual_devices: int) -> tf.distribute.Strategy:
+    """The strategy that `--strategy` names; called once, before TensorFlow touches a device.
+
+    Args:
+        name: `auto`, `one_device`, `mirrored`, `multi_worker` or `tpu`.
+        tpu: a TPU's name or address, `local`, or "" for none.
+        virtual_devices: split the CPU into this many logical devices; 0 leaves it whole.
+
+    Raises:
+        UserError: where this machine or environment cannot run it.
+    """
+    if virtual_devices:
+        tf.config.set_logical_device_configuration(
+            tf.config.list_physical_devices("CPU")[0],
+            [tf.config.LogicalDeviceConfiguration()] * virtual_devices,
+        )
+    if name == "auto":
+        name = _choose(tpu, virtual_devices)
+    if name == "tpu":
+        return _tpu(tpu)
+    if name == "multi_worker":
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    kind = "GPU" if tf.config.list_physical_devices("GPU") and not virtual_devices else "CPU"
+    # The physical list first: listing logical devices starts the runtime.
+    devices = [f"/{kind}:{i}" for i in range(len(tf.config.list_logical_devices(kind)))]
+    if name == "one_device":
+        return tf.distribute.OneDeviceStrategy(devices[0])
+    return tf.distribute.MirroredStrategy(devices)
+
+
+def _choose(tpu: str, virtual_devices: int) -> str:
+    if tf_config_cluster():
+        return "multi_worker"
+    if tpu or os.environ.get("TPU_NAME"):
+        return "tpu"
+    several = virtual_devices > 1 or len(tf.config.list_physical_devices("GPU")) > 1
+    return "mirrored" if several else "one_device"
+
+
+def _tpu(name: str) -> tf.distribute.Strategy:
+    name = name or os.environ.get("TPU_NAME", "")
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name)
+        if name != "local":
+            tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+        return tf.distribute.TPUStrategy(resolver)
+    # Whatever the resolver's look-up or the runtime raise, the user's answer is one line.
+    except Exception as error:
+        raise UserError(
+            f"--strategy=tpu: no TPU can be used at --tpu={name} ({type(error).__name__}: "
+            f"{str(error).splitlines()[0][:200]}); run it on a TPU VM (BUILD.md), or use "
+            f"--strategy=auto"
+        ) from None
+
+
+class Compilation(NamedTuple):
+    """How much of the replica step XLA compiles, and the sentence for the log."""
+
+    compiled: Compiled
+    reason: str
+
+
+def choose_compilation(config: Config, strategy: tf.distribute.Strategy) -> Compilation:
+    """Resolves `xla: auto|on|off` for the devices of this strategy.
+
+    Raises:
+        UserError: where `on` cannot hold together with another field.
+    """
+    if isinstance(strategy, tf.distribute.TPUStrategy):
+        if config.xla == "off":
+            raise UserError("xla is 'off', but a TPU runs nothing else: --set xla=auto")
+        return Compilation("nothing", "XLA on: TPUStrategy compiles every step itself")
+    on_gpus = all("GPU" in device for device in strategy.extended.worker_devices)
+    if config.xla == "off":
+        return Compilation("nothing", "XLA off, as set")
+    if config.xla == "auto" and not on_gpus:
+        return Compilation(
+            "nothing", "XLA off (auto): on a CPU, oneDNN's convolutions are faster than XLA's"
+        )
+    why = "as set" if config.xla == "on" else "auto: on a GPU"
+    if strategy.num_replicas_in_sync == 1 or on_gpus:
+        return Compilation("step", f"XLA on ({why}): the whole step is compiled")
+    # TensorFlow reduces between CPU replicas from Python threads, outside any compiled function.
+    if config.sync_bn:
+        raise UserError(
+            f"xla is 'on' and sync_bn is true, which exclude each other on "
+            f"{strategy.num_replicas_in_sync} CPU replicas (SyncBN reduces inside what XLA would "
+            f"compile): --set xla=off or --set sync_bn=false"
+        )
+    return Compilation(
+        "forward_backward",
+        f"XLA on ({why}): forward and backward are compiled, the reduction between CPU "
+        f"replicas and the update are not",
+    )

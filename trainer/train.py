@@ -1,0 +1,242 @@
+"""The training, from top to bottom."""
+
+import math
+import signal
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from trainer.checkpoint import Checkpoints, run_metadata
+from trainer.config import Config
+from trainer.data.pipeline import eval_dataset, eval_steps, train_dataset
+from trainer.data.source import open_source
+from trainer.errors import DivergedError, PreemptedError, UserError
+from trainer.optim import make_schedule
+from trainer.run_folder import RunFolder
+from trainer.state import TrainState
+from trainer.steps import TrainMetrics, make_agreement, make_eval_loop, make_train_loop
+from trainer.strategy import choose_compilation
+from trainer.summaries import RunLog, read_records
+
+# A signal is served between two loops, and clouds give 30 s from the signal to the kill: `auto`
+# aims at loops of 2 s, well under 5 s also where a machine's speed wavers.
+_LOOP_SECONDS = 2.0
+
+
+class Summary(NamedTuple):
+    """How a run ended."""
+
+    best_accuracy: float
+    last_accuracy: float
+    images_per_second: float  # of this process's training, without the first loop's tracing
+    train_seconds: float  # of this process's train loops, without evaluation and checkpoints
+
+
+def train_and_evaluate(
+    config: Config, strategy: tf.distribute.Strategy, folder: RunFolder, data_dir: str
+) -> Summary:
+    """Trains what `config` says, going on where `folder` stands, to the end.
+
+    Raises:
+        UserError: for a mistake in the config, the data or the environment.
+        PreemptedError: after SIGTERM or Ctrl-C, with everything saved.
+        DivergedError: on a loss that is not finite; the last checkpoint is kept.
+    """
+    # 1. Signals, first of all: from here on, one saves before it ends the run.
+    stop = _StopRequest()
+
+    # 2. Data, before the model: they answer sooner when something is wrong with them.
+    num_replicas = strategy.num_replicas_in_sync
+    _check_batch_size(config, num_replicas)
+    compilation = choose_compilation(config, strategy)
+    train_source = open_source(config, config.data.train_split, data_dir)
+    eval_source = open_source(config, config.data.eval_split, data_dir)
+    steps_per_epoch = len(train_source) / config.data.global_batch_size
+    total_steps = max(1, round(config.num_epochs * steps_per_epoch))
+
+    # 3. State, new or where the last process left it.
+    with strategy.scope():
+        state = TrainState(config, train_source.channels)
+    metadata = run_metadata(config, train_source)
+    checkpoints = Checkpoints(
+        folder.checkpoints, state, metadata, config.keep_checkpoints, folder.is_chief
+    )
+    step = checkpoints.restore()
+    if folder.is_chief:
+        folder.write_config(metadata)
+    log = RunLog(folder, step, total_steps, steps_per_epoch)
+    log.say(_describe(config, strategy, state, len(train_source), len(eval_source)))
+    log.say(compilation.reason)
+    log.say(f"logs and checkpoints: {folder.path}")
+    log.say(f"from step {step} of {total_steps}" if step else f"{total_steps} steps")
+
+    # 4. Input from this step on, and the compiled loops.
+    iterator = iter(
+        strategy.distribute_datasets_from_function(
+            lambda context: train_dataset(config, train_source, step, total_steps, context)
+        )
+    )
+    schedule = make_schedule(config, steps_per_epoch, total_steps)
+    train_loop = make_train_loop(config, strategy, state, schedule, compilation.compiled)
+    evaluate = _make_evaluate(config, strategy, state, eval_source)
+    agree = make_agreement(strategy)
+
+    # 5. Train, loop by loop. At each loop's end: write, evaluate when due, save when due, in this
+    # order, so that a checkpoint never counts a step as done whose record may be lost.
+    loop_steps = config.steps_per_loop if config.steps_per_loop != "auto" else 1
+    pace = _Pace()
+    last_save = time.monotonic()
+    while step < total_steps:
+        next_eval = _next_eval(step, config.eval_every_epochs * steps_per_epoch, total_steps)
+        num_steps = min(loop_steps, next_eval - step)
+        started = time.monotonic()
+        # The count is a tensor, so that all lengths share one trace; numpy() waits for the device.
+        metrics = train_loop(iterator, tf.constant(num_steps))
+        metrics = TrainMetrics(*(values.numpy() for values in metrics))
+        seconds = time.monotonic() - started
+        step += num_steps
+        pace.add(num_steps, seconds)
+        log.train(step, metrics, seconds, num_steps * config.data.global_batch_size / seconds)
+        _check_finite(step, metrics)
+
+        # Clocks and signals differ between workers, and what follows must not.
+        save_due = time.monotonic() - last_save >= config.checkpoint_every_s
+        stop_sum, save_sum, seconds = agree([float(stop.requested), float(save_due), seconds])
+
+        if step == next_eval:
+            values = evaluate()
+            log.evaluation(step, values)
+            accuracy = max(v for name, v in values.items() if name.endswith("top1_accuracy"))
+            if accuracy > float(state.best_accuracy):
+                state.best_accuracy.assign(accuracy)
+                log.flush()
+                checkpoints.save_best(step)
+        if stop_sum > 0 or save_sum > 0 or step == total_steps:
+            log.flush()
+            checkpoints.save(step)
+            last_save = time.monotonic()
+        if stop_sum > 0 and step < total_steps:
+            log.close()
+            raise PreemptedError(f"saved at step {step} of {total_steps}")
+        if config.steps_per_loop == "auto":
+            loop_steps = _loop_steps(loop_steps, num_steps, seconds)
+
+    log.close()
+    last = read_records(folder.metrics, "eval")[-1:]
+    return Summary(
+        best_accuracy=float(state.best_accuracy),
+        last_accuracy=last[0]["top1_accuracy"] if last else math.nan,
+        images_per_second=pace.steps_per_second * config.data.global_batch_size,
+        train_seconds=pace.seconds,
+    )
+
+
+class _StopRequest:
+    """Set by SIGTERM (a preemption) and SIGINT (Ctrl-C); a second Ctrl-C ends the process at once."""
+
+    def __init__(self):
+        self.requested = False
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        del frame
+        self.requested = True
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGINT else signal.SIG_IGN)
+
+
+class _Pace:
+    """Steps per second without the first loop, which holds tracing and compiling."""
+
+    def __init__(self):
+        self.seconds = 0.0
+        self._loops = self._steps = 0
+        self._timed_seconds = 0.0
+
+    def add(self, num_steps: int, seconds: float) -> None:
+        self.seconds += seconds
+        if self._loops:
+            self._steps += num_steps
+            self._timed_seconds += seconds
+        self._loops += 1
+
+    @property
+    def steps_per_second(self) -> float:
+        return self._steps / self._timed_seconds if self._steps else math.nan
+
+
+def _check_batch_size(config: Config, num_replicas: int) -> None:
+    size, accumulation = config.data.global_batch_size, config.accumulation_steps
+    if size % (num_replicas * accumulation):
+        parts = num_replicas * accumulation
+        raise UserError(
+            f"data.global_batch_size ({size}) must be divisible by the number of replicas "
+            f"({num_replicas}) times accumulation_steps ({accumulation}): the nearest is "
+            f"--set data.global_batch_size={max(1, round(size / parts)) * parts}"
+        )
+
+
+def _describe(config: Config, strategy, state: TrainState, num_train: int, num_eval: int) -> str:
+    parameters = sum(int(np.prod(v.shape)) for v in state.model.trainable_variables)
+    return (
+        f"{config.model.name} ({parameters:,} parameters, {config.precision}) on "
+        f"{config.data.name} ({num_train:,} to train, {num_eval:,} to evaluate), "
+        f"{type(strategy).__name__.removesuffix('V1')} with {strategy.num_replicas_in_sync} "
+        f"replica(s), global batch {config.data.global_batch_size}"
+    )
+
+
+def _next_eval(step: int, interval: float, total_steps: int) -> int:
+    """The first step after `step` that ends an interval, or the last step. At least one step on."""
+    count = math.floor(step / interval) + 1
+    while round(count * interval) <= step:
+        count += 1
+    return min(round(count * interval), total_steps)
+
+
+def _loop_steps(loop_steps: int, done: int, seconds: float) -> int:
+    """The next length of a loop, at most four times the last: the first includes tracing."""
+    wanted = done * _LOOP_SECONDS / seconds
+    return max(1, min(4 * loop_steps, int(wanted)))
+
+
+def _make_evaluate(config: Config, strategy, state: TrainState, source):
+    """`evaluate()`: the metrics of all examples of `source`, of the weights and of their EMA."""
+    dataset = strategy.distribute_datasets_from_function(
+        lambda context: eval_dataset(config, source, context)
+    )
+    num_steps = tf.constant(eval_steps(config, source, strategy.num_replicas_in_sync))
+    models = {"": state.model}
+    if state.ema_model is not None:
+        models["ema_"] = state.ema_model
+    loops = {prefix: make_eval_loop(config, strategy, model) for prefix, model in models.items()}
+
+    def evaluate() -> dict[str, float]:
+        values = {}
+        for prefix, loop in loops.items():
+            totals = {name: float(total) for name, total in loop(iter(dataset), num_steps).items()}
+            count = totals.pop("count")
+            if count != len(source):
+                raise AssertionError(f"evaluated {count} examples of {len(source)}")
+            values[f"{prefix}top1_accuracy"] = totals["top1"] / count
+            values[f"{prefix}top5_accuracy"] = totals["top5"] / count
+            values[f"{prefix}loss"] = totals["loss"] / count
+        return values
+
+    return evaluate
+
+
+def _check_finite(step: int, metrics: TrainMetrics) -> None:
+    """float16 skips steps while its loss scale finds its height; at scale 1 there is no more to
+    lower, and without a scale every skipped step is a divergence."""
+    bad = np.flatnonzero((metrics.applied == 0) & (metrics.loss_scale <= 1))
+    if bad.size:
+        index = int(bad[0])
+        raise DivergedError(
+            f"step {step - len(metrics.loss) + index + 1}: the loss is {metrics.loss[index]} and "
+            f"the gradient's norm {metrics.gradient_norm[index]}, at learning rate "
+            f"{metrics.learning_rate[index]:.6g}; the last checkpoint is kept; lower "
+            f"optimizer.learning_rate, or set optimizer.clip_norm"
+        )
