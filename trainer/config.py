@@ -108,7 +108,9 @@ class DataConfig(_Section):
         self._require_name("name", SOURCES, "data set")
         self._require(self.image_size >= 1, "image_size", "at least 1")
         self._require(all(s > 0 for s in self.std) and bool(self.std), "std", "above 0")
-        self._require(len(self.mean) == len(self.std), "mean", f"{len(self.std)} values, as data.std")
+        self._require(
+            len(self.mean) == len(self.std), "mean", f"{len(self.std)} values, as data.std"
+        )
         self._require(self.pad >= 0, "pad", "at least 0")
         self._require(0 < self.eval_crop_ratio <= 1, "eval_crop_ratio", "in (0, 1]")
         self._require(self.global_batch_size >= 1, "global_batch_size", "at least 1")
@@ -243,14 +245,8 @@ def _describe(annotation: Any) -> str:
         return " or ".join(_describe(a) for a in arguments)
     if origin is tuple:
         return f"a tuple of {_describe(arguments[0])} values"
-    names = {
-        types.NoneType: "none",
-        bool: "true or false",
-        str: "text",
-        float: "a finite number",
-        int: "a whole number",
-    }
-    return names.get(annotation, annotation.__name__)
+    names = {bool: "true or false", str: "text", float: "a finite number", int: "a whole number"}
+    return "none" if annotation is types.NoneType else names.get(annotation, repr(annotation))
 
 
 def _parse(text: str, annotation: Any) -> Any:

@@ -6,8 +6,9 @@ TensorFlow is imported only once everything that needs no TensorFlow has been ch
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from trainer import config as config_lib
 from trainer.errors import (
@@ -79,7 +80,7 @@ def _run() -> int:
         print(folder.read_done())
         return EXIT_DONE
 
-    _quiet_tensorflow()
+    _quiet_libraries()
     import tensorflow as tf
 
     from trainer.strategy import create_strategy
@@ -124,12 +125,14 @@ def _check_strategy() -> None:
         )
 
 
-def _quiet_tensorflow() -> None:
-    """Leaves warnings and errors of TensorFlow's C++, and takes its progress reports away."""
+def _quiet_libraries() -> None:
+    """Takes away what TensorFlow and TFDS report of themselves; `--verbosity=0` brings it back."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.ERROR)
 
 
-def _exit_with_error(message: str) -> None:
+def _exit_with_error(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(EXIT_USER_ERROR)
 

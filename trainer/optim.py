@@ -67,7 +67,7 @@ class SGD(Optimizer):
             if decay and self.config.decoupled_weight_decay:
                 variable.assign_sub(learning_rate * decay * variable)
             elif decay:
-                gradient += decay * variable
+                gradient = gradient + decay * variable  # noqa: PLW2901
             tf.raw_ops.ResourceApplyMomentum(  # the whole update in one kernel
                 var=variable.handle,
                 accum=momentum.handle,
@@ -79,7 +79,7 @@ class SGD(Optimizer):
 
 
 class AdamW(Optimizer):
-    """Adam with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2); `momentum` is β1."""
+    """Adam, weight decay decoupled (Loshchilov & Hutter 2019, algorithm 2); `momentum` is β1."""
 
     def __init__(self, config: OptimizerConfig, variables: Sequence[tf.Variable]):
         super().__init__(config, variables)

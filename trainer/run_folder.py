@@ -1,6 +1,6 @@
 """A run's folder: its name, its owner, and what it was started with. Imports no TensorFlow.
 
-    WORKDIR/config.json  metrics.jsonl  checkpoints/  train/  eval/  DONE
+WORKDIR/config.json  metrics.jsonl  checkpoints/  train/  eval/  DONE
 """
 
 import fcntl
@@ -25,7 +25,9 @@ def tf_config_cluster() -> dict[str, Any]:
         value = json.loads(text or "{}")
         if not value.get("cluster"):
             return {}
-        int(value["task"]["index"]), value["cluster"][value["task"]["type"]]
+        int(value["task"]["index"])
+        if value["task"]["type"] not in value["cluster"]:
+            raise ValueError("a task outside the cluster")
         return value
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(

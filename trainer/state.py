@@ -32,9 +32,7 @@ class TrainState(tf.Module):
         self.ema_model: tf_keras.Model | None = None
         if config.ema_decay is not None:
             self.ema_model = build_model(config, channels)  # the same seed: the same weights
-        self.optimizer: Optimizer = make_optimizer(
-            config.optimizer, self.model.trainable_variables
-        )
+        self.optimizer: Optimizer = make_optimizer(config.optimizer, self.model.trainable_variables)
         self.loss_scale: tf.Variable | None = None
         if config.precision == "mixed_float16":
             self.loss_scale = tf.Variable(config.initial_loss_scale, trainable=False)

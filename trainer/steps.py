@@ -40,6 +40,15 @@ class TrainMetrics(NamedTuple):
     applied: tf.Tensor  # 1, or 0 for a step skipped because its gradient is not finite
 
 
+class EvalTotals(NamedTuple):
+    """Sums over all examples, float64 scalars."""
+
+    loss: tf.Tensor  # cross-entropy without smoothing, in nats
+    top1: tf.Tensor
+    top5: tf.Tensor
+    examples: tf.Tensor
+
+
 def normalize(images: tf.Tensor, config: Config) -> tf.Tensor:
     """uint8 images `[batch, height, width, channels]` to float32 of the configured mean and std.
 
@@ -69,7 +78,8 @@ def make_train_loop(
     """
     num_replicas = strategy.num_replicas_in_sync
     global_batch_size = config.data.global_batch_size
-    micro_batch_size = global_batch_size // num_replicas // config.accumulation_steps
+    replica_batch_size = global_batch_size // num_replicas
+    micro_batch_size = replica_batch_size // config.accumulation_steps
     weights = state.model.trainable_variables
     statistics = state.model.non_trainable_variables  # batch norm's moving means and variances
 
@@ -90,16 +100,12 @@ def make_train_loop(
     def replica_step(step: tf.Tensor, images: tf.Tensor, labels: tf.Tensor) -> TrainMetrics:
         # A copy, since forward passes move the statistics and a bad step must leave no trace.
         statistics_before = [tf.identity(variable) for variable in statistics]
-        gradients, loss, accuracy = None, 0.0, 0.0
-        for micro in range(config.accumulation_steps):
-            rows = slice(micro * micro_batch_size, (micro + 1) * micro_batch_size)
-            share, share_loss, share_accuracy = forward_backward(images[rows], labels[rows])
-            loss, accuracy = loss + share_loss, accuracy + share_accuracy
-            gradients = (
-                share
-                if gradients is None
-                else [total + part for total, part in zip(gradients, share, strict=True)]
-            )
+        totals = forward_backward(images[:micro_batch_size], labels[:micro_batch_size])
+        for start in range(micro_batch_size, replica_batch_size, micro_batch_size):
+            rows = slice(start, start + micro_batch_size)
+            parts = forward_backward(images[rows], labels[rows])
+            totals = tf.nest.map_structure(tf.add, totals, parts)
+        gradients, loss, accuracy = totals
 
         # Without SyncBN each replica saw other statistics: their mean keeps the copies equal.
         uneven = [] if config.sync_bn else [v / num_replicas for v in statistics]
@@ -131,13 +137,11 @@ def make_train_loop(
                 variable.assign(before)
             return tf.constant(0.0)
 
-        loss_scale = tf.identity(state.loss_scale) if state.loss_scale is not None else 1.0
+        loss_scale = tf.constant(1.0) if state.loss_scale is None else tf.identity(state.loss_scale)
         applied = tf.cond(finite, apply, skip)
         if state.loss_scale is not None:
             _update_loss_scale(state.loss_scale, state.good_steps, finite)
-        return TrainMetrics(
-            loss, accuracy, learning_rate, gradient_norm, tf.convert_to_tensor(loss_scale), applied
-        )
+        return TrainMetrics(loss, accuracy, learning_rate, gradient_norm, loss_scale, applied)
 
     if compiled == "forward_backward":
         forward_backward = tf.function(forward_backward, jit_compile=True)
@@ -199,12 +203,11 @@ def _update_loss_scale(scale: tf.Variable, good_steps: tf.Variable, finite: tf.T
 
 def make_eval_loop(
     config: Config, strategy: tf.distribute.Strategy, model: tf_keras.Model
-) -> Callable[[Iterator, tf.Tensor], dict[str, tf.Tensor]]:
+) -> Callable[[Iterator, tf.Tensor], EvalTotals]:
     """The compiled loop `eval_loop(iterator, num_steps)`.
 
     `iterator` yields `(images, labels, weights)` for each replica; the weight of an example is 1.0,
-    that of padding 0.0. Returns sums over all examples: `loss` (cross-entropy without smoothing,
-    in nats), `top1`, `top5` and `count`, float64 scalars.
+    that of padding 0.0.
     """
     # Two classes have no top 5; the right one is then always among them.
     k = min(5, config.model.num_classes)
@@ -229,7 +232,7 @@ def make_eval_loop(
             sums = strategy.run(replica_step, args=next(iterator))
             sums = strategy.reduce(tf.distribute.ReduceOp.SUM, sums, axis=None)
             totals += tf.cast(sums, tf.float64)
-        return dict(zip(("loss", "top1", "top5", "count"), tf.unstack(totals), strict=True))
+        return EvalTotals(*tf.unstack(totals))
 
     return eval_loop
 

@@ -129,7 +129,7 @@ class RunLog:
 
 
 def read_records(path: Path, kind: str) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl of one kind, `train` or `eval`; a torn last line is left out."""
+    """The records of one kind, `train` or `eval`, of a metrics.jsonl; not a torn last line."""
     if not path.exists():
         return []
     return [r for r in _parse(path.read_text(encoding="utf-8")) if r["kind"] == kind]

@@ -134,7 +134,7 @@ def train_and_evaluate(
 
 
 class _StopRequest:
-    """Set by SIGTERM (a preemption) and SIGINT (Ctrl-C); a second Ctrl-C ends the process at once."""
+    """Set by SIGTERM (a preemption) and SIGINT (Ctrl-C); a second Ctrl-C ends it at once."""
 
     def __init__(self):
         self.requested = False
@@ -216,13 +216,12 @@ def _make_evaluate(config: Config, strategy, state: TrainState, source):
     def evaluate() -> dict[str, float]:
         values = {}
         for prefix, loop in loops.items():
-            totals = {name: float(total) for name, total in loop(iter(dataset), num_steps).items()}
-            count = totals.pop("count")
+            loss, top1, top5, count = (float(total) for total in loop(iter(dataset), num_steps))
             if count != len(source):
                 raise AssertionError(f"evaluated {count} examples of {len(source)}")
-            values[f"{prefix}top1_accuracy"] = totals["top1"] / count
-            values[f"{prefix}top5_accuracy"] = totals["top5"] / count
-            values[f"{prefix}loss"] = totals["loss"] / count
+            values[f"{prefix}top1_accuracy"] = top1 / count
+            values[f"{prefix}top5_accuracy"] = top5 / count
+            values[f"{prefix}loss"] = loss / count
         return values
 
     return evaluate

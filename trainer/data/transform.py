@@ -72,7 +72,7 @@ def _resize(images: tf.Tensor, size: int) -> tf.Tensor:
 
 
 def _pad_and_crop(images: tf.Tensor, positions: tf.Tensor, config: Config) -> tf.Tensor:
-    """Pads with zeros and crops back to the size at a random place (He et al. 2015, section 4.2)."""
+    """Pads with zeros and crops back to the size at a random place (He et al. 2015, 4.2)."""
     pad, size = config.data.pad, config.data.image_size
     padded = tf.pad(images, [[0, 0], [pad, pad], [pad, pad], [0, 0]])
     places = 2 * pad + 1

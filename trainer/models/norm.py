@@ -84,9 +84,7 @@ class BatchNorm(tf_keras.layers.Layer):
         """As `_fused`, with the moments of the global batch (equal parts on all replicas)."""
         values = tf.cast(inputs, tf.float32)
         axes = list(range(inputs.shape.rank - 1))
-        moments = tf.stack(
-            [tf.reduce_mean(values, axes), tf.reduce_mean(tf.square(values), axes)]
-        )
+        moments = tf.stack([tf.reduce_mean(values, axes), tf.reduce_mean(tf.square(values), axes)])
         mean, mean_square = tf.unstack(
             context.all_reduce(tf.distribute.ReduceOp.SUM, moments) / context.num_replicas_in_sync
         )

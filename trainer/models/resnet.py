@@ -197,7 +197,7 @@ class ResNet(tf_keras.Model):
             name="head",
         )
 
-    def call(self, images, training=False):
+    def call(self, images, training=False):  # pyright: ignore[reportIncompatibleMethodOverride]
         x = self.stem(images, training=training)
         if self.imagenet_stem:
             # ReLU's outputs are >= 0, so padding with zeros cannot win a maximum over the image.

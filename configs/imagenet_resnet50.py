@@ -1,0 +1,39 @@
+"""ResNet-50 on ImageNet by the recipe of Goyal et al. 2017, whose result is 76.3 % in 90 epochs.
+
+Meant for 8 accelerators of 128 images each. Not run here, for want of the data: this repository's
+tests load and validate it. Prepare the data once (ImageNet must be fetched by hand, TFDS says how):
+tfds build imagenet2012 --file_format=array_record
+"""
+
+from trainer.config import Config, DataConfig, ModelConfig, OptimizerConfig
+
+
+def get_config() -> Config:
+    return Config(
+        num_epochs=90.0,
+        precision="mixed_bfloat16",
+        sync_bn=False,  # statistics of each replica's 128 images, as in the paper
+        model=ModelConfig(name="resnet50", num_classes=1000),
+        data=DataConfig(
+            name="imagenet2012",
+            train_split="train",
+            eval_split="validation",
+            image_size=224,
+            mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225),
+            crop="random_resized",
+            flip=True,
+            eval_crop_ratio=0.875,
+            global_batch_size=1024,
+            eval_batch_size=1024,
+        ),
+        optimizer=OptimizerConfig(
+            name="sgd",
+            learning_rate=0.4,  # 0.1 for each 256 images
+            nesterov=False,
+            weight_decay=1e-4,
+            schedule="step",
+            milestones=(30.0, 60.0, 80.0),
+            warmup_epochs=5.0,
+        ),
+    )

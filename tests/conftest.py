@@ -1,0 +1,55 @@
+"""One TensorFlow process with four logical CPU devices for all tests that need no process."""
+
+import dataclasses
+import functools
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import pytest
+import tensorflow as tf
+
+from trainer import config as config_lib
+from trainer.data.source import Source, open_source
+from trainer.data.tfds_source import open_source as open_tfds
+
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
+)
+
+
+@functools.cache
+def strategy_of(num_replicas: int) -> tf.distribute.Strategy:
+    """One device, or a mirrored strategy over so many logical CPU devices: one of each size, since
+    groups of devices keep their size, by key, as long as the process lives."""
+    if num_replicas == 1:
+        return tf.distribute.OneDeviceStrategy("/CPU:0")
+    tf.distribute.MirroredStrategy._collective_key_base = 100_000 * num_replicas
+    return tf.distribute.MirroredStrategy([f"/CPU:{index}" for index in range(num_replicas)])
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory) -> str:
+    """A folder where digits are prepared."""
+    folder = str(tmp_path_factory.mktemp("data"))
+    open_tfds(config_lib.Config(), "train", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def digits_config() -> config_lib.Config:
+    """The default recipe."""
+    return config_lib.load("configs/digits_resnet20.py")
+
+
+@pytest.fixture(scope="session")
+def digits(data_dir, digits_config) -> Source:
+    return open_source(digits_config, "train", data_dir)
+
+
+def with_data(config: config_lib.Config, **changes) -> config_lib.Config:
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **changes))
+
+
+def with_optimizer(config: config_lib.Config, **changes) -> config_lib.Config:
+    return dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, **changes))
