@@ -73,7 +73,7 @@ class Checkpoints:
                 continue
             if failed:
                 print(f"warning: cannot be read: {', '.join(failed)}; going on from {path}")
-            return int(self._state.global_step)
+            return int(self._state.global_step.numpy())
         if failed:
             raise UserError(
                 f"no checkpoint can be read: {', '.join(failed)}; restore the files, or name "

@@ -218,9 +218,9 @@ def make_eval_loop(
         # Rank of the right class: ties count against the model, so that constant logits are wrong.
         right = tf.gather(logits, labels, batch_dims=1)[:, None]
         others = tf.one_hot(labels, config.model.num_classes, on_value=False, off_value=True)
-        # Not below, instead of at least: so that a model of NaNs is wrong, too.
-        rank = tf.reduce_sum(tf.cast(~(logits < right) & others, tf.int32), axis=-1)
-        top1, top5 = (tf.cast(rank < top, tf.float32) for top in (1, k))
+        rank = tf.reduce_sum(tf.cast((logits >= right) & others, tf.int32), axis=-1)
+        sane = tf.reduce_all(tf.math.is_finite(logits), axis=-1)  # of NaNs, none is above another
+        top1, top5 = (tf.cast((rank < top) & sane, tf.float32) for top in (1, k))
         columns = tf.stack([losses, top1, top5, tf.ones_like(losses)], axis=-1)
         # where, not a product: the padding's loss may be infinite.
         return tf.reduce_sum(tf.where(weights[:, None] > 0, columns, 0.0), axis=0)

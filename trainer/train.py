@@ -109,7 +109,7 @@ def train_and_evaluate(
             values = evaluate()
             log.evaluation(step, values)
             accuracy = max(v for name, v in values.items() if name.endswith("top1_accuracy"))
-            if accuracy > float(state.best_accuracy):
+            if accuracy > state.best_accuracy.numpy():
                 state.best_accuracy.assign(accuracy)
                 log.flush()
                 checkpoints.save_best(step)
@@ -126,7 +126,7 @@ def train_and_evaluate(
     log.close()
     last = read_records(folder.metrics, "eval")[-1:]
     return Summary(
-        best_accuracy=float(state.best_accuracy),
+        best_accuracy=float(state.best_accuracy.numpy()),
         last_accuracy=last[0]["top1_accuracy"] if last else math.nan,
         images_per_second=pace.steps_per_second * config.data.global_batch_size,
         train_seconds=pace.seconds,

@@ -1,0 +1,402 @@
+"""`python -m trainer.main` with bad input: one line that names the thing and its value, exit 2."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tensorflow as tf
+
+from tests.conftest import strategy_of
+from trainer import config as config_lib
+from trainer.config import Config, load, override
+from trainer.data.source import open_source
+from trainer.errors import UserError
+from trainer.run_folder import RunFolder, default_path
+from trainer.train import train_and_evaluate
+
+ROOT = Path(__file__).parents[1]
+DIGITS = str(ROOT / "configs" / "digits_resnet20.py")
+IMPORTED = 99
+
+
+@pytest.fixture(scope="module")
+def stubs(tmp_path_factory) -> Path:
+    """Packages that end the process when it imports them."""
+    folder = tmp_path_factory.mktemp("stubs")
+    for name in ("tensorflow", "tf_keras", "tensorflow_datasets"):
+        (folder / f"{name}.py").write_text(f"import os\nos._exit({IMPORTED})\n")
+    return folder
+
+
+def run_main(
+    *arguments: object,
+    pythonpath: object = "",
+    cwd: Path = ROOT,
+    environment: dict[str, str] | None = None,
+) -> subprocess.CompletedProcess:
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("TF_CONFIG", "TPU_NAME", "TFDS_DATA_DIR")
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "trainer.main", *map(str, arguments)],
+        cwd=cwd,
+        env=inherited | {"PYTHONPATH": str(pythonpath)} | (environment or {}),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def only_line(result: subprocess.CompletedProcess) -> str:
+    """The message of a run that was refused, and that said nothing else."""
+    assert result.returncode == 2, result.stderr
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    return lines[0].removeprefix("error: ")
+
+
+# --- without TensorFlow -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--learning_rate=0.8"], ["flag", "'learning_rate'"]),
+        (["--stategy=mirrored"], ["flag", "'stategy'", "strategy"]),
+        (["--virtual_devices=two"], ["--virtual_devices=two"]),
+        (["--virtual_devices=-1"], ["--virtual_devices=-1"]),
+        (["--set"], ["--set"]),
+        (["train"], ["'train'", "flags"]),
+        (["--set", "seed=1", "seed=2"], ["'seed=2'", "flags"]),
+        (["--set", "seed"], ["--set seed", "FIELD=VALUE"]),
+        (
+            ["--set", "optimizer.learning_rte=0.8"],
+            ["optimizer.learning_rte: unknown field; did you mean 'optimizer.learning_rate'?"],
+        ),
+        (["--set", "seed=abc"], ["seed", "a whole number", "'abc'"]),
+        (["--set", "optimizer.learning_rate=-1"], ["optimizer.learning_rate", "above 0", "-1.0"]),
+        (["--set", "seed=1", "--set", "num_epochs=0"], ["num_epochs", "above 0", "0.0"]),
+        (["--set", "data.crop=none"], ["data.pad (1)", "data.crop", "'none'"]),
+        (["--set", "model.name=resnt20"], ["model.name", "'resnt20'", "'resnet20'"]),
+        (["--set", "data.name=digit"], ["data.name", "'digit'", "'digits'"]),
+        (["--strategy=mirored"], ["--strategy=mirored", "mirrored", "one_device", "tpu"]),
+        (["--strategy="], ["--strategy=", "mirrored"]),
+        (["--strategy=tpu"], ["--strategy=tpu", "--tpu=NAME"]),
+        (["--strategy=multi_worker"], ["--strategy=multi_worker", "TF_CONFIG"]),
+        (
+            ["--strategy=one_device", "--virtual_devices=2"],
+            ["--virtual_devices=2", "one_device", "mirrored"],
+        ),
+        (["--config=configs/nope.py"], ["--config=configs/nope.py", DIGITS.rpartition("/")[2]]),
+        (["--config=configs"], ["--config=configs", "directory"]),
+    ],
+    ids=lambda value: " ".join(value[-1:]) if value and value[0].startswith("-") else None,
+)
+def test_bad_arguments(stubs, tmp_path, arguments, parts):
+    workdir = tmp_path / "run"
+    message = only_line(run_main(f"--workdir={workdir}", *arguments, pythonpath=stubs))
+    assert [part for part in parts if part not in message] == []
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("from trainer.config import Config\n\ndef get_config(\n", ["line 3", "never closed"]),
+        ("learning_rate = 0.1\n", ["get_config()"]),
+        ("def get_config():\n    return None\n", ["get_config()", "NoneType"]),
+        ("def get_config():\n    return 1 / 0\n", ["get_config()", "division by zero"]),
+        (
+            "from trainer.config import Config\ndef get_config():\n    return Config(seed=-1)\n",
+            ["seed", "-1"],
+        ),
+    ],
+    ids=["syntax error", "no get_config", "returns nothing", "raises", "out of range"],
+)
+def test_a_bad_config_file(stubs, tmp_path, text, parts):
+    path = tmp_path / "recipe.py"
+    path.write_text(text)
+    workdir = tmp_path / "run"
+    result = run_main(f"--config={path}", f"--workdir={workdir}", pythonpath=stubs)
+    message = only_line(result)
+    assert [part for part in [f"--config={path}", *parts] if part not in message] == []
+    assert not workdir.exists()
+
+
+def cluster(index: int | str) -> str:
+    """The TF_CONFIG of a worker of two."""
+    task = {"type": "worker", "index": index}
+    return json.dumps({"cluster": {"worker": ["a:1", "b:1"]}, "task": task})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{broken",
+        '{"cluster": {"worker": ["a:1"]}}',
+        cluster("first"),
+        pytest.param(
+            '{"cluster":\n{broken',
+            marks=pytest.mark.xfail(strict=True, reason="a value of two lines takes two lines"),
+        ),
+        pytest.param(
+            cluster(2),
+            marks=pytest.mark.xfail(strict=True, reason="no worker 2: a traceback of TensorFlow"),
+        ),
+        pytest.param(
+            cluster(-1),
+            marks=pytest.mark.xfail(strict=True, reason="no worker -1: a traceback of TensorFlow"),
+        ),
+    ],
+    ids=["no JSON", "no task", "index no number", "two lines", "index too high", "index below 0"],
+)
+@pytest.mark.parametrize("strategy", ["auto", "multi_worker"])
+def test_a_bad_cluster(stubs, tmp_path, strategy, text):
+    result = run_main(
+        f"--strategy={strategy}",
+        f"--workdir={tmp_path / 'run'}",
+        pythonpath=stubs,
+        environment={"TF_CONFIG": text},
+    )
+    message = only_line(result)
+    assert "TF_CONFIG" in message
+    assert "".join(text.split()) in "".join(message.split())
+
+
+def test_a_workdir_that_cannot_be_written(stubs, tmp_path):
+    (tmp_path / "file").touch()
+    workdir = tmp_path / "file" / "run"  # below a file: not even root can make it
+    message = only_line(run_main(f"--workdir={workdir}", pythonpath=stubs))
+    assert message.startswith(f"--workdir={workdir}: cannot be written (Not a directory); ")
+
+
+def test_a_workdir_in_use(stubs, tmp_path):
+    folder = RunFolder(str(tmp_path), load(DIGITS))  # held by this process
+    message = only_line(run_main(f"--workdir={folder.path}", pythonpath=stubs))
+    assert message.startswith(f"--workdir={tmp_path}: in use by process {os.getpid()};")
+
+
+@pytest.mark.parametrize("address", ["gs://bucket/run", "s3://bucket/run"])
+def test_a_workdir_that_is_an_address(stubs, tmp_path, address):
+    result = run_main(
+        f"--config={DIGITS}",
+        f"--workdir={address}",
+        pythonpath=os.pathsep.join([str(stubs), str(ROOT)]),
+        cwd=tmp_path,
+    )
+    assert f"--workdir={address}" in only_line(result)
+    assert list(tmp_path.iterdir()) == []
+
+
+def leave_run(path: Path, config: Config, done: str | None = None) -> None:
+    """A folder as a run leaves it that has ended, or was killed."""
+    folder = RunFolder(str(path), config)
+    folder.write_config({"config": config_lib.to_dict(config)})
+    if done is not None:
+        folder.write_done(done)
+
+
+@pytest.mark.parametrize("done", [None, "best accuracy 0.9917"], ids=["killed", "done"])
+def test_a_workdir_of_another_config(stubs, tmp_path, done):
+    leave_run(tmp_path, load(DIGITS), done)
+    arguments = ["--set", "optimizer.learning_rate=0.8", "--set", "model.name=resnet32"]
+    message = only_line(run_main(f"--workdir={tmp_path}", *arguments, pythonpath=stubs))
+    assert message.startswith(f"--workdir={tmp_path}: ")
+    assert "model.name is 'resnet32', was 'resnet20'" in message
+    assert "optimizer.learning_rate is 0.8, was 0.1" in message
+
+
+def test_a_run_that_is_done_says_so(stubs, tmp_path):
+    leave_run(tmp_path, load(DIGITS), "best accuracy 0.9917\nlogs: here")
+    # Other intervals of logging do not make it another run.
+    result = run_main(f"--workdir={tmp_path}", "--set", "keep_checkpoints=9", pythonpath=stubs)
+    assert (result.returncode, result.stderr) == (0, "")
+    first, *rest = result.stdout.splitlines()
+    assert first.startswith(f"already done: {tmp_path};")
+    assert rest == ["best accuracy 0.9917", "logs: here"]
+
+
+def test_the_default_workdir_is_that_of_the_config(stubs, tmp_path):
+    config = override(load(DIGITS), ["seed=7"])
+    leave_run(tmp_path / default_path(DIGITS, config), config, "the one of seed 7")
+    result = run_main(
+        f"--config={DIGITS}",
+        "--set=seed=7",
+        pythonpath=os.pathsep.join([str(stubs), str(ROOT)]),
+        cwd=tmp_path,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.splitlines()[1:] == ["the one of seed 7"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment"),
+    [
+        ([], {}),
+        (["--strategy=mirrored", "--virtual_devices=2", "--set", "data.path=a=b"], {}),
+        (["--strategy=tpu", "--tpu=local"], {}),
+        (["--strategy=tpu"], {"TPU_NAME": "local"}),
+        (["--strategy=multi_worker"], {"TF_CONFIG": cluster(0)}),
+        (["--strategy=multi_worker"], {"TF_CONFIG": cluster(1)}),
+    ],
+)
+def test_what_is_right_reaches_tensorflow(stubs, tmp_path, arguments, environment):
+    """The control of the tests above: the stubs do end a process that imports TensorFlow."""
+    workdir = f"--workdir={tmp_path / 'run'}"
+    result = run_main(workdir, *arguments, pythonpath=stubs, environment=environment)
+    assert (result.returncode, result.stderr) == (IMPORTED, "")
+
+
+def test_help_lists_the_flags(stubs):
+    result = run_main("--help", pythonpath=stubs)
+    listed = set(re.findall(r"--(?:\[no\])?(\w+)", result.stdout))
+    assert {"config", "set", "strategy", "tpu", "workdir", "data_dir", "virtual_devices"} <= listed
+    assert result.stderr == ""
+
+
+# --- with TensorFlow --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def signals():
+    """Puts back the handlers that a training sets."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(
+    ("size", "accumulation_steps"), [(63, 1), (66, 1), (2, 1), (52, 2), (50, 5), (5, 5)]
+)
+@pytest.mark.usefixtures("signals")
+def test_a_batch_that_does_not_divide_is_answered_with_the_nearest(
+    tmp_path, data_dir, size, accumulation_steps
+):
+    parts = [f"data.global_batch_size={size}", f"accumulation_steps={accumulation_steps}"]
+    short = ["num_epochs=0.01", "optimizer.warmup_epochs=0"]  # in case that it is not refused
+    config = override(load(DIGITS), [*parts, *short])
+    strategy = strategy_of(4)
+    with pytest.raises(UserError) as caught:
+        train_and_evaluate(config, strategy, RunFolder(str(tmp_path), config), data_dir)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    assert message.startswith(f"data.global_batch_size ({size}) must be divisible by ")
+    assert "replicas (4)" in message
+    assert f"accumulation_steps ({accumulation_steps})" in message
+    nearest = re.search(r"--set data\.global_batch_size=(\d+)$", message)
+    assert nearest is not None
+    possible = range(4 * accumulation_steps, 1000, 4 * accumulation_steps)
+    assert int(nearest[1]) in possible
+    assert abs(int(nearest[1]) - size) == min(abs(other - size) for other in possible)
+    assert not (tmp_path / "config.json").exists()
+
+
+def refusal_of_data(assignments: list[str], data_dir: str, split: str = "train") -> str:
+    config = override(load(DIGITS), assignments)
+    with pytest.raises(UserError) as caught:
+        open_source(config, split, data_dir)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    return message
+
+
+@pytest.mark.parametrize(
+    ("assignments", "name"),
+    [
+        (["data.name=cifar10"], "cifar10"),
+        (["data.name=imagenet2012"], "imagenet2012"),
+        (["data.name=tfds", "data.path=mnist"], "mnist"),
+    ],
+)
+def test_a_data_set_that_is_not_prepared_is_answered_with_the_command(data_dir, assignments, name):
+    message = refusal_of_data(assignments, data_dir)
+    assert message.startswith(f"data set {name!r}: not prepared in {data_dir};")
+    command = f"tfds build {name} --file_format=array_record --data_dir={data_dir}"
+    assert message.endswith(command)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "no_such_data_set",
+        "mnist/no_such_config",
+        "not a name",
+        pytest.param(
+            "mnist:9.9.9",
+            marks=pytest.mark.xfail(
+                strict=True, raises=AssertionError, reason="TFDS raises an AssertionError for it"
+            ),
+        ),
+    ],
+)
+def test_a_data_set_that_tfds_does_not_know(data_dir, path):
+    message = refusal_of_data(["data.name=tfds", f"data.path={path}"], data_dir)
+    assert message.startswith(f"data set {path!r}: TFDS does not know it (")
+
+
+@pytest.mark.parametrize("split", ["validation", "", "train[:50", "train[5000:]"])
+def test_an_unknown_split_is_answered_with_those_there_are(data_dir, split):
+    message = refusal_of_data([], data_dir, split)
+    assert message.startswith(f"data split {split!r}: data set 'digits' has no such split (")
+    assert message.endswith("it has train, test")
+
+
+@pytest.mark.xfail(
+    strict=True, raises=ValueError, reason="TFDS opens no split without examples: a traceback"
+)
+def test_a_split_without_examples(data_dir):
+    assert "no examples" in refusal_of_data([], data_dir, "train[:0]")
+
+
+@pytest.mark.parametrize("num_classes", [9, 11])
+def test_another_number_of_classes_is_answered_with_that_of_the_data(data_dir, num_classes):
+    message = refusal_of_data([f"model.num_classes={num_classes}"], data_dir)
+    assert f"model.num_classes is {num_classes}" in message
+    assert message.endswith("--set model.num_classes=10")
+    right = override(load(DIGITS), ["model.num_classes=10"])
+    assert len(open_source(right, "train", data_dir)) == 1437
+
+
+def test_another_number_of_channels(data_dir):
+    recipe = load(str(ROOT / "configs" / "cifar10_resnet20.py"))  # three channels
+    with pytest.raises(UserError, match=r"data\.mean .* 3 values, .*'digits' have 1 channels"):
+        open_source(override(recipe, ["data.name=digits"]), "train", data_dir)
+
+
+def test_a_crop_that_the_data_set_does_not_allow(data_dir):
+    message = refusal_of_data(["data.crop=random_resized", "data.pad=0"], data_dir)
+    assert message.startswith("data.crop is 'random_resized', ")
+    assert "'digits'" in message
+
+
+@pytest.mark.parametrize("below", ["file", "file/data"])
+def test_a_data_dir_that_cannot_be_written(tmp_path, below):
+    (tmp_path / "file").touch()
+    message = refusal_of_data([], str(tmp_path / below))
+    assert message.startswith(f"--data_dir={tmp_path / below}: cannot be written (")
+
+
+@pytest.mark.skipif(bool(tf.config.list_physical_devices("TPU")), reason="there is a TPU")
+def test_a_tpu_where_there_is_none_in_a_process_of_its_own(tmp_path):
+    workdir = tmp_path / "run"
+    result = run_main("--strategy=tpu", "--tpu=local", f"--workdir={workdir}")
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    # Before it are lines that TensorFlow logs while it is imported.
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("error: --strategy=tpu: no TPU can be used at --tpu=local (")
+    assert last.endswith("or use --strategy=auto")
+    assert [path.name for path in workdir.iterdir()] == [".lock"]
