@@ -68,7 +68,7 @@ class Checkpoints:
             try:
                 # Matched both ways: no variable without a value and no value without a variable.
                 self._checkpoint.restore(path).assert_existing_objects_matched()
-            except (tf.errors.OpError, AssertionError, ValueError) as error:
+            except (tf.errors.OpError, AssertionError, ValueError, IndexError) as error:
                 failed.append(f"{path} ({type(error).__name__})")
                 continue
             if failed:

@@ -8,6 +8,7 @@ import difflib
 import hashlib
 import json
 import math
+import sys
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -108,9 +109,6 @@ class DataConfig(_Section):
         self._require_name("name", SOURCES, "data set")
         self._require(self.image_size >= 1, "image_size", "at least 1")
         self._require(all(s > 0 for s in self.std) and bool(self.std), "std", "above 0")
-        self._require(
-            len(self.mean) == len(self.std), "mean", f"{len(self.std)} values, as data.std"
-        )
         self._require(self.pad >= 0, "pad", "at least 0")
         self._require(0 < self.eval_crop_ratio <= 1, "eval_crop_ratio", "in (0, 1]")
         self._require(self.global_batch_size >= 1, "global_batch_size", "at least 1")
@@ -149,7 +147,10 @@ class OptimizerConfig(_Section):
         self._require(self.clip_norm is None or self.clip_norm > 0, "clip_norm", "above 0")
         self._require(self.warmup_epochs >= 0, "warmup_epochs", "at least 0")
         self._require(
-            list(self.milestones) == sorted(set(self.milestones)), "milestones", "increasing"
+            list(self.milestones) == sorted(set(self.milestones))
+            and all(epoch > 0 for epoch in self.milestones),
+            "milestones",
+            "above 0 and increasing",
         )
         self._require(self.milestone_factor > 0, "milestone_factor", "above 0")
 
@@ -202,6 +203,11 @@ class Config(_Section):
                 f"data.global_batch_size ({data.global_batch_size}) must be divisible by "
                 f"accumulation_steps ({self.accumulation_steps})"
             )
+        if len(data.mean) != len(data.std):
+            raise UserError(
+                f"data.mean {data.mean} and data.std {data.std} must have one value a channel, or "
+                f"one for all"
+            )
         if (data.crop == "pad") != (data.pad > 0):
             raise UserError(
                 f"data.pad ({data.pad}) must be above 0 exactly when data.crop is 'pad' "
@@ -244,7 +250,7 @@ def _describe(annotation: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_describe(a) for a in arguments)
     if origin is tuple:
-        return f"a tuple of {_describe(arguments[0])} values"
+        return f"a tuple, each {_describe(arguments[0])}"
     names = {bool: "true or false", str: "text", float: "a finite number", int: "a whole number"}
     return "none" if annotation is types.NoneType else names.get(annotation, repr(annotation))
 
@@ -294,22 +300,26 @@ def load(path: str) -> Config:
         there = f"; there is {known}" if known else ""
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise UserError(f"--config={path}: cannot be read ({reason}){there}") from None
-    namespace: dict[str, Any] = {"__name__": file.stem, "__file__": str(file)}
+    # A module that dataclasses can look up, but no import: that would leave a cache behind.
+    module = types.ModuleType("config_file")
+    module.__file__ = str(file)
+    sys.modules[module.__name__] = module
     try:
-        exec(compile(source, str(file), "exec"), namespace)
+        exec(compile(source, str(file), "exec"), module.__dict__)
     except SyntaxError as error:
-        raise UserError(f"--config={path}: line {error.lineno}: {error.msg}") from None
+        line = f"line {error.lineno}: " if error.lineno else ""
+        raise UserError(f"--config={path}: {line}{error.msg}") from None
     except UserError as error:
         raise UserError(f"--config={path}: {error}") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"--config={path}: {type(error).__name__}: {_one_line(error)}") from None
-    if not callable(namespace.get("get_config")):
+    if not callable(getattr(module, "get_config", None)):
         raise UserError(f"--config={path}: must define get_config() -> Config; it does not")
     try:
-        config = namespace["get_config"]()
+        config = module.get_config()
     except UserError as error:
         raise UserError(f"--config={path}: {error}") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(
             f"--config={path}: get_config() failed: {type(error).__name__}: {_one_line(error)}"
         ) from None
@@ -331,7 +341,7 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
     """
     for assignment in assignments:
         path, separator, text = assignment.partition("=")
-        if not separator:
+        if not separator or not path.strip():
             raise UserError(f"--set {assignment}: must be FIELD=VALUE")
         config = _replace(config, path.strip(), text.strip())
     config.validate()

@@ -20,7 +20,7 @@ from trainer.errors import (
     PreemptedError,
     UserError,
 )
-from trainer.run_folder import RunFolder, default_path, tf_config_cluster
+from trainer.run_folder import RunFolder, default_path, is_chief, tf_config_cluster
 
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
 
@@ -50,7 +50,9 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         rest = flags.FLAGS(list(argv))
     except flags.Error as error:
-        _exit_with_error(" ".join(str(error).split()) + " (--help lists all flags)")
+        _exit_with_error(str(error).removeprefix("ERROR:: ") + " (--help lists all flags)")
+    except SystemExit:  # how absl ends --help, with the code of a bug
+        sys.exit(EXIT_DONE)
     if len(rest) > 1:
         _exit_with_error(f"{rest[1]!r}: arguments must be flags, as --config={rest[1]}")
     return rest
@@ -74,7 +76,9 @@ def _run() -> int:
     config = config_lib.override(config_lib.load(_CONFIG.value), _SET.value)
     _check_strategy()
     workdir = _WORKDIR.value or default_path(_CONFIG.value, config)
-    folder = RunFolder(workdir, config)
+    # Only in a group of workers is there anybody else to write.
+    alone = _STRATEGY.value in ("one_device", "mirrored", "tpu")
+    folder = RunFolder(workdir, config, is_chief=alone or is_chief())
     if folder.is_done:
         print(f"already done: {folder.path}; name another --workdir to train again")
         print(folder.read_done())
@@ -133,7 +137,7 @@ def _quiet_libraries() -> None:
 
 
 def _exit_with_error(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+    print("error:", " ".join(message.split()), file=sys.stderr)  # one line, whatever is quoted
     sys.exit(EXIT_USER_ERROR)
 
 

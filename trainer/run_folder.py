@@ -25,13 +25,13 @@ def tf_config_cluster() -> dict[str, Any]:
         value = json.loads(text or "{}")
         if not value.get("cluster"):
             return {}
-        int(value["task"]["index"])
-        if value["task"]["type"] not in value["cluster"]:
+        if not 0 <= int(value["task"]["index"]) < len(value["cluster"][value["task"]["type"]]):
             raise ValueError("a task outside the cluster")
         return value
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(
-            f"TF_CONFIG={text[:200]}: must be JSON with 'cluster' and this process's 'task'"
+            f"TF_CONFIG={text[:200]}: must be JSON with a 'cluster', and a 'task' of this process "
+            f"that is in it"
         ) from None
 
 
@@ -56,17 +56,18 @@ class RunFolder:
     Args:
         path: the folder, made where it is not there.
         config: what this process would compute.
+        is_chief: whether this process writes to it.
 
     Raises:
         UserError: where the folder cannot be written, another process trains in it, or it holds a
             run that computes something else.
     """
 
-    def __init__(self, path: str, config: Config):
+    def __init__(self, path: str, config: Config, is_chief: bool = True):
         if "://" in path:
             raise UserError(f"--workdir={path}: must be a local or mounted folder, not an address")
         self.path = Path(path)
-        self.is_chief = is_chief()
+        self.is_chief = is_chief
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
         self._config_file = self.path / "config.json"
@@ -79,8 +80,9 @@ class RunFolder:
     def _make_and_lock(self) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            # Append mode: the file of the process that has the lock stays as it is.
-            self._lock = open(self.path / ".lock", "a+")  # noqa: SIM115 (held until the end)
+            lock_file = self.path / ".lock"
+            lock_file.touch()
+            self._lock = open(lock_file, "r+")  # noqa: SIM115 (held until the end)
         except OSError as error:
             raise UserError(
                 f"--workdir={self.path}: cannot be written ({error.strerror}); name another folder"
@@ -88,15 +90,18 @@ class RunFolder:
         try:
             # The kernel lets go of it when this process dies, also by SIGKILL.
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.seek(0)
-            owner = self._lock.read().strip()
+        except BlockingIOError:
             raise UserError(
-                f"--workdir={self.path}: in use by process {owner}; wait for it, stop it, or name "
-                f"another folder"
+                f"--workdir={self.path}: in use by process {self._lock.read().strip()}; wait for "
+                f"it, stop it, or name another folder"
             ) from None
-        self._lock.truncate(0)
+        except OSError as error:
+            raise UserError(
+                f"--workdir={self.path}: its file system has no locks ({error.strerror}); name a "
+                f"folder on another one"
+            ) from None
         self._lock.write(f"{os.getpid()}\n")
+        self._lock.truncate()
         self._lock.flush()
 
     def _refuse_another_run(self, config: Config) -> None:
@@ -114,10 +119,13 @@ class RunFolder:
     def read_config(self) -> dict[str, Any] | None:
         """What `write_config` saved, or None in a new folder."""
         try:
-            return json.loads(self._config_file.read_text(encoding="utf-8"))
+            saved = json.loads(self._config_file.read_text(encoding="utf-8"))
+            if not isinstance(saved["config"], dict):
+                raise TypeError("its 'config' is no object")
+            return saved
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{self._config_file}: cannot be read ({error}); name another --workdir"
             ) from None

@@ -44,14 +44,12 @@ def open_source(config: Config, split: str, data_dir: str) -> Source:
     """
     module = importlib.import_module(SOURCES[config.data.name])
     source: Source = module.open_source(config, split, data_dir)
-    _check(config, split, source)
+    _check(config, source)
     return source
 
 
-def _check(config: Config, split: str, source: Source) -> None:
+def _check(config: Config, source: Source) -> None:
     data = config.data
-    if len(source) == 0:
-        raise UserError(f"data set {data.name!r}, split {split!r}: has no examples")
     if len(source.class_names) != config.model.num_classes:
         raise UserError(
             f"model.num_classes is {config.model.num_classes}, but data set {data.name!r} has "

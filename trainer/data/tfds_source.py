@@ -35,6 +35,8 @@ def open_source(config: Config, split: str, data_dir: str):
             f"data split {split!r}: data set {name!r} has no such split "
             f"({' '.join(str(error).split())}); it has {', '.join(builder.info.splits)}"
         ) from None
+    if num_examples == 0:
+        raise UserError(f"data split {split!r}: has no examples of data set {name!r}")
     features = dict(builder.info.features.items())
     if not (
         isinstance(features.get("image"), tfds.features.Image)
@@ -51,8 +53,10 @@ def _digits(data_dir: str) -> tfds.core.DatasetBuilder:
     from trainer.data.digits import Digits
 
     try:
-        Path(data_dir).mkdir(parents=True, exist_ok=True)
         builder = Digits(data_dir=data_dir)
+        if builder.is_prepared():
+            return builder
+        Path(data_dir).mkdir(parents=True, exist_ok=True)
         # Two processes that start at once must not both write it.
         with open(Path(data_dir) / ".digits.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -69,9 +73,13 @@ def _digits(data_dir: str) -> tfds.core.DatasetBuilder:
 def _prepared(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     try:
         builder = tfds.builder(name, data_dir=data_dir)
-    except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(f"data set {name!r}: TFDS does not know it ({reason})") from None
+    # A wrong name, version or configuration, an address out of reach: TFDS has an error for each.
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"data set {name!r}: TFDS does not know it ({type(error).__name__}: {reason}), or "
+            f"cannot read {data_dir}"
+        ) from None
     if not builder.is_prepared():
         raise UserError(
             f"data set {name!r}: not prepared in {data_dir}; prepare it once, where there is a "
