@@ -24,6 +24,7 @@ _FLAGS = (
     f"--set=data.global_batch_size={_BATCH}",
     "--set=model.name=resnet8",
     "--set=ema_decay=0.9",
+    "--set=eval_every_epochs=1",
     "--set=checkpoint_every_s=0",  # a checkpoint after each loop: most random kills hit a write
     "--set=steps_per_loop=3",
 )

@@ -27,21 +27,27 @@ class Optimizer(tf.Module):
     def __init__(self, config: OptimizerConfig, variables: Sequence[tf.Variable]):
         super().__init__()
         self.config = config
-        self._variables = tuple(variables)
         # Only kernels decay: they alone have more than one axis. Decaying batch norm's scales and
         # biases costs accuracy (Goyal et al. 2017, section 5.3; He et al. 2018, section 3.1).
         self._decay = [config.weight_decay if v.shape.rank > 1 else 0.0 for v in variables]
 
-    def _slots(self, name: str) -> list[tf.Variable]:
+    @staticmethod
+    def _slots(name: str, variables: Sequence[tf.Variable]) -> list[tf.Variable]:
         return [
             tf.Variable(tf.zeros(v.shape, tf.float32), trainable=False, name=f"{name}_{index}")
-            for index, v in enumerate(self._variables)
+            for index, v in enumerate(variables)
         ]
 
-    def apply(self, gradients: Sequence[tf.Tensor], learning_rate: tf.Tensor) -> None:
-        """Updates this replica's variables and slots, once.
+    def apply(
+        self,
+        variables: Sequence[tf.Variable],
+        gradients: Sequence[tf.Tensor],
+        learning_rate: tf.Tensor,
+    ) -> None:
+        """Updates this replica's copies of the variables and slots, once.
 
         Args:
+            variables: those that the slots were made for, in that order.
             gradients: float32, of the variables' shapes.
             learning_rate: float32 scalar.
         """
@@ -58,11 +64,11 @@ class SGD(Optimizer):
 
     def __init__(self, config: OptimizerConfig, variables: Sequence[tf.Variable]):
         super().__init__(config, variables)
-        self.momenta = self._slots("momentum")
+        self.momenta = self._slots("momentum", variables)
 
-    def apply(self, gradients, learning_rate):
+    def apply(self, variables, gradients, learning_rate):
         for variable, gradient, momentum, decay in zip(
-            self._variables, gradients, self.momenta, self._decay, strict=True
+            variables, gradients, self.momenta, self._decay, strict=True
         ):
             if decay and self.config.decoupled_weight_decay:
                 variable.assign_sub(learning_rate * decay * variable)
@@ -83,17 +89,17 @@ class AdamW(Optimizer):
 
     def __init__(self, config: OptimizerConfig, variables: Sequence[tf.Variable]):
         super().__init__(config, variables)
-        self.means = self._slots("mean")
-        self.variances = self._slots("variance")
+        self.means = self._slots("mean", variables)
+        self.variances = self._slots("variance", variables)
         self.updates = tf.Variable(0.0, trainable=False, name="updates")
 
-    def apply(self, gradients, learning_rate):
+    def apply(self, variables, gradients, learning_rate):
         beta1, beta2 = self.config.momentum, self.config.beta2
         self.updates.assign_add(1.0)
         bias1 = 1.0 - tf.pow(beta1, self.updates)
         bias2 = 1.0 - tf.pow(beta2, self.updates)
         for variable, gradient, mean, variance, decay in zip(
-            self._variables, gradients, self.means, self.variances, self._decay, strict=True
+            variables, gradients, self.means, self.variances, self._decay, strict=True
         ):
             if decay:
                 variable.assign_sub(learning_rate * decay * variable)

@@ -127,7 +127,7 @@ def make_train_loop(
             if not config.sync_bn:
                 for variable, mean in zip(statistics, means, strict=True):
                     variable.assign(mean)
-            state.optimizer.apply(clipped, learning_rate)
+            state.optimizer.apply(weights, clipped, learning_rate)
             state.applied_steps.assign_add(1)
             _update_ema(config, state)
             return tf.constant(1.0)

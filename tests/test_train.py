@@ -1,0 +1,185 @@
+"""Whole trainings: their logs read back, their end, and the commands as a user types them."""
+
+import dataclasses
+import json
+import math
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.conftest import strategy_of, with_data, with_model, with_optimizer
+from trainer import train
+from trainer.errors import DivergedError, UserError
+from trainer.run_folder import RunFolder
+from trainer.steps import TrainMetrics
+from trainer.summaries import RunLog, read_records
+
+
+@pytest.fixture
+def linear_config(digits_config):
+    config = with_data(with_model(digits_config, "linear"), global_batch_size=96)
+    return dataclasses.replace(config, num_epochs=3.0, eval_every_epochs=1.25)
+
+
+def _train(config, folder, data_dir, num_replicas=1):
+    run = RunFolder(str(folder), config)
+    return train.train_and_evaluate(config, strategy_of(num_replicas), run, data_dir)
+
+
+def _board(folder) -> EventAccumulator:
+    """TensorBoard's own reader, keeping every point."""
+    return EventAccumulator(str(folder), size_guidance={"tensors": 0}).Reload()
+
+
+def test_the_logs_say_what_happened(linear_config, data_dir, tmp_path, capsys):
+    summary = _train(linear_config, tmp_path, data_dir)
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    training = [r for r in records if r["kind"] == "train"]
+    evaluation = [r for r in records if r["kind"] == "eval"]
+    assert [r["step"] for r in training] == list(range(1, 46))  # 3 x 1437 / 96 = 44.9
+    assert [r["step"] for r in evaluation] == [19, 37, 45]  # 1.25 and 2.5 epochs, and the end
+    assert training[-1]["epoch"] == pytest.approx(45 * 96 / 1437, abs=1e-4)
+    assert training[-1]["loss"] < 0.7 * training[0]["loss"]
+    assert summary.last_accuracy == evaluation[-1]["top1_accuracy"]
+    assert summary.best_accuracy == pytest.approx(max(r["top1_accuracy"] for r in evaluation))
+    assert 0.8 < summary.best_accuracy < evaluation[-1]["top5_accuracy"] <= 1
+
+    # TensorBoard's own reader finds the same numbers, each step once.
+    board = {name: _board(tmp_path / name) for name in ("train", "eval")}
+    for name, kind, tags in (
+        ("train", training, ("loss", "accuracy", "learning_rate", "gradient_norm")),
+        ("eval", evaluation, ("loss", "top1_accuracy", "top5_accuracy")),
+    ):
+        for tag in tags:
+            points = [(e.step, tf.make_ndarray(e.tensor_proto)) for e in board[name].Tensors(tag)]
+            assert [step for step, _ in points] == [r["step"] for r in kind]
+            np.testing.assert_allclose([v for _, v in points], [r[tag] for r in kind], rtol=1e-6)
+    for tag in ("images_per_second", "steps_per_second"):
+        assert len(board["train"].Tensors(tag)) >= 3
+
+    lines = capsys.readouterr().out
+    assert "linear (650 parameters, float32) on digits (1,437 to train, 360 to evaluate)" in lines
+    assert "XLA off (auto)" in lines
+    assert lines.count("evaluated: top1_accuracy") == 3
+    assert "step 45/45 (epoch 3.0): evaluated" in lines
+
+
+def test_loop_lengths_do_not_change_what_is_computed(linear_config, data_dir, tmp_path):
+    config = dataclasses.replace(linear_config, num_epochs=1.0)
+    losses = []
+    for length in (1, 4, "auto"):
+        folder = tmp_path / str(length)
+        _train(dataclasses.replace(config, steps_per_loop=length), folder, data_dir)
+        losses.append([r["loss"] for r in read_records(folder / "metrics.jsonl", "train")])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
+    np.testing.assert_allclose(losses[0], losses[2], rtol=1e-6)
+
+
+def test_a_divergence_is_named_and_the_checkpoint_kept(linear_config, data_dir, tmp_path):
+    config = dataclasses.replace(linear_config, checkpoint_every_s=0.0, steps_per_loop=2)
+    exploding = with_optimizer(config, learning_rate=1e38, warmup_epochs=0.0, schedule="constant")
+    with pytest.raises(DivergedError, match=r"step \d+: the loss is .* at learning rate 1e\+38"):
+        _train(exploding, tmp_path, data_dir)
+    bad = [r["step"] for r in read_records(tmp_path / "metrics.jsonl", "train") if not r["applied"]]
+    saved = [int(p.stem.split("-")[1]) for p in tmp_path.glob("checkpoints/ckpt-*.index")]
+    assert all(step < min(bad) for step in saved)
+    assert not (tmp_path / "DONE").exists()
+    for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def test_an_evaluation_that_miscounts_is_a_bug(linear_config, data_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "eval_steps", lambda *args: 1)  # 256 of the 360
+    with pytest.raises(AssertionError, match=r"evaluated 256.0 examples of 360"):
+        _train(linear_config, tmp_path, data_dir)
+
+
+def test_a_batch_that_does_not_divide_is_refused(linear_config, data_dir, tmp_path):
+    config = with_data(linear_config, global_batch_size=97)
+    with pytest.raises(
+        UserError, match=r"\(97\) must be divisible by the number of replicas \(4\)"
+    ):
+        _train(config, tmp_path, data_dir, num_replicas=4)
+
+
+@pytest.mark.parametrize(
+    ("interval", "total", "expected"),
+    [
+        (10.0, 35, [10, 20, 30, 35]),
+        (22.45, 60, [22, 45, 60]),
+        (0.3, 4, [1, 2, 3, 4]),  # never twice after the same step, never none
+        (1000.0, 7, [7]),
+    ],
+)
+def test_evaluations_come_at_the_ends_of_intervals(interval, total, expected):
+    steps = [0]
+    while steps[-1] < total:
+        steps.append(train._next_eval(steps[-1], interval, total))
+    assert steps[1:] == expected
+
+
+def test_auto_loops_aim_at_two_seconds():
+    assert train._loop_steps(1, 1, seconds=30.0) == 1  # tracing
+    assert train._loop_steps(1, 1, seconds=0.01) == 4  # at most four times the last
+    assert train._loop_steps(64, 64, seconds=1.0) == 128
+    assert train._loop_steps(100, 100, seconds=8.0) == 25
+    assert train._loop_steps(100, 3, seconds=0.06) == 100  # cut short by an evaluation
+
+
+def _metrics(num_steps: int, value: float) -> TrainMetrics:
+    return TrainMetrics(*(np.full(num_steps, value, np.float32) for _ in TrainMetrics._fields))
+
+
+def test_what_was_logged_after_the_checkpoint_is_dropped(linear_config, tmp_path):
+    folder = RunFolder(str(tmp_path), linear_config)
+    log = RunLog(folder, 0, 100, 10.0)
+    log.train(10, _metrics(10, 1.0), 1.0, 1.0)
+    log.evaluation(10, {"top1_accuracy": 0.5})
+    log.train(20, _metrics(10, math.nan), 1.0, 1.0)
+    log.evaluation(20, {"top1_accuracy": 0.6})
+    log.close()
+    with open(folder.metrics, "a") as torn:
+        torn.write('{"kind": "train", "st')
+    log = RunLog(folder, 15, 100, 10.0)  # a checkpoint between the two evaluations
+    log.train(20, _metrics(5, 3.0), 1.0, 1.0)
+    log.evaluation(20, {"top1_accuracy": 0.7})
+    log.close()
+    records = read_records(folder.metrics, "train")
+    assert [r["step"] for r in records] == list(range(1, 21))
+    assert [r["loss"] for r in records] == [1.0] * 10 + [None] * 5 + [3.0] * 5
+    evaluations = read_records(folder.metrics, "eval")
+    assert [(r["step"], r["top1_accuracy"]) for r in evaluations] == [(10, 0.5), (20, 0.7)]
+    points = _board(tmp_path / "eval").Tensors("top1_accuracy")
+    assert [e.step for e in points] == [10, 20]
+    np.testing.assert_allclose([tf.make_ndarray(e.tensor_proto) for e in points], [0.5, 0.7])
+
+
+def test_the_command_trains_on_two_replicas_and_says_so(data_dir, tmp_path):
+    """As a user types it; then again, which finds it done."""
+    command = [
+        *(sys.executable, "-m", "trainer.main", "--strategy=mirrored", "--virtual_devices=2"),
+        *("--set", "num_epochs=2", f"--workdir={tmp_path}", f"--data_dir={data_dir}"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "MirroredStrategy with 2 replica(s), global batch 64" in done.stdout
+    assert re.search(
+        r"best accuracy 0\.\d{4}, last 0\.\d{4}; trained [\d.]+ s at \d+ images/s", done.stdout
+    )
+    assert done.stdout.splitlines()[-1] == f"tensorboard --logdir {tmp_path}"
+    assert (tmp_path / "DONE").read_text() == "".join(done.stdout.splitlines(True)[-3:])
+    again = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert again.returncode == 0
+    assert again.stdout.startswith(f"already done: {tmp_path}")
+    other = subprocess.run(
+        [*command, "--set=seed=1"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert other.returncode == 2
+    assert other.stderr.startswith(f"error: --workdir={tmp_path}: holds a run that computes")
+    assert "seed is 1, was 0" in other.stderr
