@@ -21,7 +21,7 @@ def get_config() -> Config:
         optimizer=OptimizerConfig(
             name="sgd",
             learning_rate=0.1,
-            weight_decay=5e-4,
+            weight_decay=2e-3,
             warmup_epochs=2.0,
         ),
     )
