@@ -1,9 +1,9 @@
-"""The default recipe's accuracy on the 360 test examples, over seeds 0 to 4, as `make train` runs it.
+"""The default recipe's accuracy on the 360 test examples, seeds 0 to 4, as `make train` runs it.
 
     python -m benchmarks.digits
 
 Each run is a process of its own. Prints a Markdown row a seed, then mean, least and most. The
-accuracy is the one after the last step: the best of several evaluations would be chosen on the test.
+accuracy is that after the last step: the best of several would be chosen on the test.
 """
 
 import json

@@ -252,7 +252,8 @@ def make_agreement(
     def agree(values: tf.Tensor) -> tf.Tensor:
         def replica_mean() -> tf.Tensor:
             context = tf.distribute.get_replica_context()
-            return context.all_reduce(tf.distribute.ReduceOp.MEAN, values)
+            # A copy on the replica's device: a tensor from outside is on none to reduce to.
+            return context.all_reduce(tf.distribute.ReduceOp.MEAN, tf.identity(values))
 
         return strategy.experimental_local_results(strategy.run(replica_mean))[0]
 

@@ -1,0 +1,83 @@
+"""What README.md and BUILD.md tell a user to type: every command parses, every file is there."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+from trainer import config as config_lib
+from trainer import main
+
+_ROOT = Path(__file__).parent.parent
+_DOCUMENTS = [_ROOT / "README.md", _ROOT / "BUILD.md"]
+
+
+def _commands() -> list[str]:
+    commands = []
+    for document in _DOCUMENTS:
+        for block in re.findall(r"```bash\n(.*?)```", document.read_text(), re.DOTALL):
+            commands += block.replace("\\\n", " ").splitlines()
+    return [command.strip() for command in commands if command.strip()]
+
+
+def _words(command: str) -> list[str]:
+    words = shlex.split(command, comments=True)
+    return words[: words.index("&")] if "&" in words else words
+
+
+@pytest.mark.parametrize("command", [c for c in _commands() if "-m trainer.main" in c])
+def test_every_training_command_parses(command):
+    words = _words(command)
+    values = flags.FlagValues()
+    for flag in flags.FLAGS.flags_by_module_dict()["trainer.main"]:
+        values[flag.name] = flags.FLAGS[flag.name]
+    saved = {name: values[name].value for name in values}
+    try:
+        rest = values([words[0], *words[words.index("trainer.main") + 1 :]])
+        assert rest == [words[0]]
+        assert values["strategy"].value in main.STRATEGIES
+        path = _ROOT / values["config"].value
+        config_lib.override(config_lib.load(str(path)), values["set"].value)
+    finally:
+        for name, value in saved.items():
+            values[name].value = value
+
+
+def test_every_make_target_is_there():
+    targets = set(re.findall(r"^([a-z-]+):", (_ROOT / "Makefile").read_text(), re.MULTILINE))
+    used = {
+        word
+        for document in _DOCUMENTS
+        for call in re.findall(r"`make ([^`]*)`|^make (.*)$", document.read_text(), re.MULTILINE)
+        for word in shlex.split(call[0] or call[1])
+        if "=" not in word
+    }
+    assert {"train", "test", "test-slow", "check"} <= used <= targets
+
+
+def test_every_link_and_named_file_is_there():
+    for document in _DOCUMENTS:
+        text = document.read_text()
+        names = re.findall(r"\]\(([^)#:]+)\)", text)
+        names += re.findall(r"`((?:trainer|configs|tests|benchmarks|docs)/[\w/.-]+)`", text)
+        missing = [name for name in names if not (_ROOT / name).exists()]
+        assert not missing, (document.name, missing)
+
+
+def test_the_set_options_and_fields_of_the_readme_exist():
+    known = config_lib.to_dict(config_lib.Config())
+    text = (_ROOT / "README.md").read_text()
+    for path in re.findall(r"--set[ =]([a-z_.0-9]+)=", text):
+        assert path in known
+    fields = text.partition("The fields that matter most")[2].partition("The rest")[0]
+    for name in re.findall(r"`([a-z_.]+)`", fields):
+        values = {"float32", "auto"}
+        assert name in known or name in values or any(k.startswith(name) for k in known), name
+
+
+def test_the_example_error_is_the_real_one():
+    with pytest.raises(config_lib.UserError) as caught:
+        config_lib.override(config_lib.Config(), ["optimizer.learning_rte=0.1"])
+    assert f"error: {caught.value}\n" in (_ROOT / "README.md").read_text()
