@@ -41,6 +41,8 @@ _SETTINGS: dict[str, tuple[str, ...]] = {
     "batch 128 + lr 0.2": ("data.global_batch_size=128", "optimizer.learning_rate=0.2"),
     "20 epochs": ("num_epochs=20",),
     "50 epochs": ("num_epochs=50",),
+    "12x12 pixels": ("data.image_size=12",),
+    "12x12 pixels + pad 2": ("data.image_size=12", "data.pad=2"),
     "EMA 0.99": ("ema_decay=0.99",),
     "no zero init": ("model.zero_init_residual=false",),
 }

@@ -74,7 +74,7 @@ def _curve(folder: Path, tag: str) -> list[tuple[int, float]]:
         for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
             event = tf.compat.v1.Event.FromString(record)
             points += [
-                (event.step, float(tf.make_ndarray(value.tensor)))
+                (event.step, value.simple_value)
                 for value in event.summary.value
                 if value.tag == tag
             ]

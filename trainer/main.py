@@ -4,6 +4,7 @@ TensorFlow is imported only once everything that needs no TensorFlow has been ch
 """
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -98,7 +99,7 @@ def _run() -> int:
         f"best accuracy {summary.best_accuracy:.4f}, last {summary.last_accuracy:.4f}; "
         f"trained {summary.train_seconds:.1f} s at {summary.images_per_second:.0f} images/s\n"
         f"logs and checkpoints: {folder.path}\n"
-        f"tensorboard --logdir {folder.path}"
+        f"tensorboard --logdir {shlex.quote(str(folder.path))}"
     )
     if folder.is_chief:
         folder.write_done(text)

@@ -14,6 +14,9 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tqdm import tqdm
 
 from trainer.run_folder import RunFolder, write_atomically
@@ -41,8 +44,9 @@ class RunLog:
         for name in ("train", "eval"):
             _drop_events_after(folder.path / name, start_step)
         self._metrics = open(folder.metrics, "a", encoding="utf-8")  # noqa: SIM115 (see close)
-        self._train = tf.summary.create_file_writer(str(folder.path / "train"))
-        self._eval = tf.summary.create_file_writer(str(folder.path / "eval"))
+        # TensorBoard's own writer: a scalar by tf.summary costs 0.3 ms, a step has several.
+        self._train = EventFileWriter(str(folder.path / "train"))
+        self._eval = EventFileWriter(str(folder.path / "eval"))
         self._bar = tqdm(
             total=total_steps,
             initial=start_step,
@@ -70,14 +74,11 @@ class RunLog:
             "images_per_second": images_per_second,
             "steps_per_second": num_steps / seconds,
         }
-        with self._train.as_default():
-            for row in range(num_steps):
-                values = {name: float(column[row]) for name, column in columns.items()}
-                self._record("train", first + row, values | rates)
-                for name, value in values.items():
-                    tf.summary.scalar(name, value, step=first + row)
-            for name, value in rates.items():
-                tf.summary.scalar(name, value, step=step)
+        for row in range(num_steps):
+            values = {name: float(column[row]) for name, column in columns.items()}
+            self._record("train", first + row, values | rates)
+            _add_scalars(self._train, first + row, values)
+        _add_scalars(self._train, step, rates)
         self._metrics.flush()
         loss, accuracy = columns["loss"][-1], columns["accuracy"][-1]
         self._bar.set_postfix_str(
@@ -98,9 +99,7 @@ class RunLog:
             return
         self._record("eval", step, values)
         self._metrics.flush()
-        with self._eval.as_default():
-            for name, value in values.items():
-                tf.summary.scalar(name, value, step=step)
+        _add_scalars(self._eval, step, values)
         shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
         self.say(f"{self._where(step)}: evaluated: {shown}")
 
@@ -126,6 +125,11 @@ class RunLog:
             self._metrics.close()
             self._train.close()
             self._eval.close()
+
+
+def _add_scalars(writer: EventFileWriter, step: int, values: dict[str, float]) -> None:
+    scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+    writer.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=scalars)))
 
 
 def read_records(path: Path, kind: str) -> list[dict[str, Any]]:
@@ -167,7 +171,7 @@ def _drop_events_after(folder: Path, step: int) -> None:
         with tf.io.TFRecordWriter(str(temporary)) as writer:
             try:
                 for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
-                    event = tf.compat.v1.Event.FromString(record)
+                    event = Event.FromString(record)
                     if event.step <= step:
                         writer.write(record)
                         kept += event.HasField("summary")
