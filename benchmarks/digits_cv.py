@@ -40,6 +40,7 @@ _SETTINGS: dict[str, tuple[str, ...]] = {
     "batch 32": ("data.global_batch_size=32",),
     "batch 128 + lr 0.2": ("data.global_batch_size=128", "optimizer.learning_rate=0.2"),
     "20 epochs": ("num_epochs=20",),
+    "25 epochs": ("num_epochs=25",),
     "50 epochs": ("num_epochs=50",),
     "12x12 pixels": ("data.image_size=12",),
     "12x12 pixels + pad 2": ("data.image_size=12", "data.pad=2"),

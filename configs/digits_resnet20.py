@@ -5,13 +5,13 @@ from trainer.config import Config, DataConfig, ModelConfig, OptimizerConfig
 
 def get_config() -> Config:
     return Config(
-        num_epochs=30.0,
+        num_epochs=25.0,
         label_smoothing=0.1,
         eval_every_epochs=5.0,
         model=ModelConfig(name="resnet20", num_classes=10),
         data=DataConfig(
             name="digits",
-            image_size=8,
+            image_size=12,  # of 8: each shift by a pixel is then a smaller one
             mean=(0.3056,),
             std=(0.3761,),
             global_batch_size=64,

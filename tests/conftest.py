@@ -48,8 +48,9 @@ def digits_config() -> config_lib.Config:
 
 @pytest.fixture(scope="session")
 def small_config(digits_config) -> config_lib.Config:
-    """The default recipe with a smaller net, and with the average that it does not use."""
-    return dataclasses.replace(with_model(digits_config, "resnet8"), ema_decay=0.9)
+    """The default recipe with a smaller net and image, and the average that it does not use."""
+    config = with_data(with_model(digits_config, "resnet8"), image_size=8)
+    return dataclasses.replace(config, ema_decay=0.9)
 
 
 @pytest.fixture(scope="session")

@@ -139,7 +139,8 @@ def test_any_step_can_be_sought(digits_config, digits):
 
 
 def test_an_epoch_has_every_example_once(digits_config, digits):
-    config = with_data(digits_config, global_batch_size=479, crop="none", pad=0)  # 3 x 479 = 1,437
+    # 3 x 479 = 1,437
+    config = with_data(digits_config, global_batch_size=479, crop="none", pad=0, image_size=8)
     for epoch in range(2):
         batches = _steps(config, digits, 3 * epoch, 3 * epoch + 3)
         seen = np.concatenate([images for images, _ in batches])
@@ -216,7 +217,9 @@ def test_a_second_source_is_one_file_and_one_line(digits_config, monkeypatch):
     module.open_source = lambda config, split, data_dir: _Squares()
     monkeypatch.setitem(sys.modules, "squares", module)
     monkeypatch.setitem(SOURCES, "squares", "squares")
-    config = with_data(digits_config, name="squares", crop="none", pad=0, global_batch_size=5)
+    config = with_data(
+        digits_config, name="squares", crop="none", pad=0, global_batch_size=5, image_size=8
+    )
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=2))
     source = open_source(config, "train", "")
     for images, labels in _steps(config, source, 0, 4):

@@ -21,7 +21,7 @@ from trainer.summaries import RunLog, read_records
 
 @pytest.fixture
 def linear_config(digits_config):
-    config = with_data(with_model(digits_config, "linear"), global_batch_size=96)
+    config = with_data(with_model(digits_config, "linear"), global_batch_size=96, image_size=8)
     return dataclasses.replace(config, num_epochs=3.0, eval_every_epochs=1.25)
 
 
