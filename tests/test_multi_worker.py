@@ -75,10 +75,10 @@ def test_two_workers_train_as_one_process_and_stop_together(data_dir, tmp_path):
         assert [r["step"] for r in actual] == [r["step"] for r in expected]
         for key in keys:
             values, others = ([r[key] for r in records] for records in (actual, expected))
-            # Early on to rounding; later on, rounding grows, and one in 360 may turn over.
-            np.testing.assert_allclose(
-                values[:20], others[:20], rtol=1e-4 if kind == "train" else 0.02
-            )
+            # Up to the first evaluation; then training itself magnifies rounding (test_steps.py).
+            tolerance = {"rtol": 1e-4} if kind == "train" else {"atol": 0.01}
+            first = 20 if kind == "train" else 1
+            np.testing.assert_allclose(values[:first], others[:first], **tolerance)
     names = sorted(path.name for path in together.iterdir())
     assert names == [
         ".lock",
