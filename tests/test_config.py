@@ -480,7 +480,7 @@ def test_the_hash_and_the_differences_see_what_changes_results(path):
     after = with_value(before, path, value)
     assert after != before
     assert (config_lib.short_hash(after) != config_lib.short_hash(before)) == changes_results
-    differences = config_lib.differences(after, saved(before))
+    differences = config_lib.differences(saved(after), saved(before))
     assert [text.split(" is ")[0] for text in differences] == ([path] if changes_results else [])
 
 
@@ -510,13 +510,13 @@ def test_the_hash_is_the_same_in_every_process():
 def test_a_whole_number_for_a_fraction_is_the_same_run():
     whole, fraction = Config(num_epochs=30), Config(num_epochs=30.0)
     assert config_lib.short_hash(whole) == config_lib.short_hash(fraction)
-    assert config_lib.differences(whole, saved(fraction)) == []
+    assert config_lib.differences(saved(whole), saved(fraction)) == []
 
 
 def test_a_difference_tells_both_values():
     before = Config(ema_decay=None)
     after = override(before, ["optimizer.learning_rate=0.8", "ema_decay=0.99", "data.mean=0.25"])
-    assert config_lib.differences(after, saved(before)) == [
+    assert config_lib.differences(saved(after), saved(before)) == [
         "data.mean is [0.25], was [0.5]",
         "ema_decay is 0.99, was None",
         "optimizer.learning_rate is 0.8, was 0.1",
@@ -526,7 +526,7 @@ def test_a_difference_tells_both_values():
 def test_a_field_that_the_saved_config_lacks_is_a_difference():
     old = saved(Config())
     del old["seed"], old["keep_checkpoints"]
-    differences = config_lib.differences(Config(), old)
+    differences = config_lib.differences(saved(Config()), old)
     assert len(differences) == 1
     assert differences[0].startswith("seed is 0")
 

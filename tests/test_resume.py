@@ -11,6 +11,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.conftest import strategy_of
+from trainer import config as config_lib
+from trainer.checkpoint import Checkpoints
+from trainer.errors import UserError
+from trainer.state import TrainState
 from trainer.summaries import read_records
 
 _EPOCHS, _BATCH, _EXAMPLES = 8, 128, 1437
@@ -185,39 +190,66 @@ def test_killed_at_many_random_moments_it_ends_the_same(undisturbed, data_dir, t
     _assert_ended_the_same(tmp_path, undisturbed())
 
 
-def test_a_damaged_checkpoint_is_passed_over(undisturbed, data_dir, tmp_path):
-    """In one process: the newest that can be read is what a run goes on from."""
-    from tests.conftest import strategy_of
-    from trainer import config as config_lib
-    from trainer.checkpoint import Checkpoints
-    from trainer.errors import UserError
-    from trainer.state import TrainState
-
-    del undisturbed, data_dir
+@pytest.fixture(scope="module")
+def linear():
+    """A small state, its config, and what opens a folder of its checkpoints."""
     config = config_lib.override(
         config_lib.load("configs/digits_resnet20.py"), ["model.name=linear"]
     )
     with strategy_of(2).scope():
         state = TrainState(config, 1)
-    checkpoints = Checkpoints(tmp_path, state, {"config": {}}, 3, is_chief=True)
-    assert checkpoints.restore() == 0
+
+    def checkpoints(folder: Path, other: config_lib.Config = config) -> Checkpoints:
+        metadata = {"config": config_lib.to_dict(other)}
+        return Checkpoints(folder, state, metadata, 3, is_chief=True)
+
+    return config, state, checkpoints
+
+
+def test_a_damaged_checkpoint_is_passed_over(linear, tmp_path):
+    """The newest that can be read is what a run goes on from."""
+    _, state, checkpoints = linear
+    first = checkpoints(tmp_path)
+    assert first.restore() == 0
     for step in (10, 20, 30, 40):
         state.global_step.assign(step)
-        checkpoints.save(step)
+        first.save(step)
     assert [p.stem for p in sorted(tmp_path.glob("*.index"))] == ["ckpt-20", "ckpt-30", "ckpt-40"]
-
-    def restored() -> int:
-        return Checkpoints(tmp_path, state, {"config": {}}, 3, is_chief=True).restore()
-
-    assert restored() == 40
+    assert checkpoints(tmp_path).restore() == 40
     for step, expected in ((40, 30), (30, 20)):
         (data,) = tmp_path.glob(f"ckpt-{step}.data*")
         data.write_bytes(data.read_bytes()[:100])
-        assert restored() == expected
+        assert checkpoints(tmp_path).restore() == expected
     (index,) = tmp_path.glob("ckpt-20.index")
     index.unlink()
     with pytest.raises(UserError, match=r"no checkpoint can be read: .*ckpt-20"):
-        restored()
+        checkpoints(tmp_path).restore()
+
+
+def test_a_lost_or_damaged_pointer_is_no_new_start(linear, tmp_path):
+    _, _, checkpoints = linear
+    first = checkpoints(tmp_path)
+    for step in (10, 20):
+        first.save(step)
+    pointer = tmp_path / "checkpoint"
+    for damage in (b"\xff\xfe\x00", b"model_checkpoint_path: {"):
+        pointer.write_bytes(damage)
+        with pytest.raises(UserError, match=r"its file 'checkpoint' is damaged"):
+            checkpoints(tmp_path)
+    pointer.unlink()
+    with pytest.raises(UserError, match=r"there are ckpt-10, ckpt-20, but the file 'checkpoint'"):
+        checkpoints(tmp_path)
+
+
+def test_a_checkpoint_of_another_run_is_refused(linear, tmp_path):
+    """Copied here, it would fit: its shapes are the same."""
+    config, _, checkpoints = linear
+    checkpoints(tmp_path).save(10)
+    other = config_lib.override(config, ["seed=1"])
+    with pytest.raises(UserError, match=r"ckpt-10: of a run that .* \(seed is 1, was 0\)"):
+        checkpoints(tmp_path, other).restore()
+    watched = config_lib.override(config, ["eval_every_epochs=3"])  # that computes the same
+    assert checkpoints(tmp_path, watched).restore() == 10
 
 
 def test_a_checkpoint_holds_what_a_reader_needs(undisturbed):

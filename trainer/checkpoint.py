@@ -34,7 +34,7 @@ class _Metadata(tf.train.experimental.PythonState):
         return self.text
 
     def deserialize(self, string_value: str) -> None:
-        self.text = string_value
+        """Keeps this process's: what does not change results may have changed since."""
 
 
 class Checkpoints:
@@ -51,10 +51,24 @@ class Checkpoints:
         self._is_chief = is_chief
         self._state = state
         self._checkpoint = tf.train.Checkpoint(state=state, metadata=_Metadata(metadata))
-        self._last = tf.train.CheckpointManager(self._checkpoint, str(folder), max_to_keep=keep)
-        self._best = tf.train.CheckpointManager(
-            self._checkpoint, str(folder / "best"), max_to_keep=1
-        )
+        self._config = metadata["config"]
+        try:
+            self._last = tf.train.CheckpointManager(self._checkpoint, str(folder), max_to_keep=keep)
+            self._best = tf.train.CheckpointManager(
+                self._checkpoint, str(folder / "best"), max_to_keep=1
+            )
+        except ValueError as error:  # also what UnicodeDecodeError is
+            raise UserError(
+                f"{folder}: its file 'checkpoint' is damaged ({error}); restore it, or name "
+                f"another --workdir"
+            ) from None
+        found = sorted(path.stem for path in folder.glob("ckpt-*.index"))
+        # A kill in the very first save leaves files that nothing points to yet, and no others.
+        if len(found) > 1 and not self._last.checkpoints:
+            raise UserError(
+                f"{folder}: there are {', '.join(found)}, but the file 'checkpoint' that points to "
+                f"them is missing or damaged; restore it, or name another --workdir"
+            )
 
     def restore(self) -> int:
         """Restores the newest checkpoint that can be read and returns its step; 0 where there is
@@ -66,7 +80,8 @@ class Checkpoints:
         failed = []
         for path in reversed(self._last.checkpoints):
             try:
-                # Matched both ways: no variable without a value and no value without a variable.
+                self._refuse_another_run(path)
+                # No variable may be left without a value.
                 self._checkpoint.restore(path).assert_existing_objects_matched()
             except (tf.errors.OpError, AssertionError, ValueError, IndexError) as error:
                 failed.append(f"{path} ({type(error).__name__})")
@@ -80,6 +95,17 @@ class Checkpoints:
                 f"another --workdir to start anew"
             )
         return 0
+
+    def _refuse_another_run(self, path: str) -> None:
+        """A checkpoint copied from another run would fit wherever its shapes do."""
+        reader = tf.train.load_checkpoint(path)
+        text = reader.get_tensor("metadata/.ATTRIBUTES/py_state")
+        different = config_lib.differences(self._config, json.loads(text)["config"])
+        if different:
+            raise UserError(
+                f"{path}: of a run that computes something else ({'; '.join(different)}); remove "
+                f"it, or name another --workdir"
+            )
 
     def save(self, step: int) -> None:
         if self._is_chief:

@@ -388,12 +388,12 @@ def to_dict(config: Config) -> dict[str, Any]:
     return values
 
 
-def differences(config: Config, saved: Mapping[str, Any]) -> list[str]:
-    """How the results of `config` would differ from those of a saved `to_dict`, a text a field."""
-    values = to_dict(config)
+def differences(values: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
+    """How the results of one config would differ from those of another, both as `to_dict`: a text a
+    field."""
     return [
         f"{path} is {values[path]!r}, was {saved.get(path, 'not there')!r}"
-        for path in sorted(fields_that_change_results(config))
+        for path in sorted(fields_that_change_results(Config()))
         if path not in saved or saved[path] != values[path]
     ]
 

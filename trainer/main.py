@@ -3,6 +3,7 @@
 TensorFlow is imported only once everything that needs no TensorFlow has been checked.
 """
 
+import math
 import os
 import shlex
 import sys
@@ -76,6 +77,8 @@ def main(argv: Sequence[str]) -> int:
 def _run() -> int:
     config = config_lib.override(config_lib.load(_CONFIG.value), _SET.value)
     _check_strategy()
+    if _WORKDIR.value == "":
+        raise UserError("--workdir=: must name a folder; leave it out for the default")
     workdir = _WORKDIR.value or default_path(_CONFIG.value, config)
     # Only in a group of workers is there anybody else to write.
     alone = _STRATEGY.value in ("one_device", "mirrored", "tpu")
@@ -95,9 +98,12 @@ def _run() -> int:
         tf.config.experimental.enable_op_determinism()
     strategy = create_strategy(_STRATEGY.value, _TPU.value, _VIRTUAL_DEVICES.value)
     summary = train_and_evaluate(config, strategy, folder, _DATA_DIR.value)
+    # There is none where all steps were done before, or in one loop with the tracing.
+    measured = math.isfinite(summary.images_per_second)
+    rate = f" at {summary.images_per_second:.0f} images/s" if measured else ""
     text = (
         f"best accuracy {summary.best_accuracy:.4f}, last {summary.last_accuracy:.4f}; "
-        f"trained {summary.train_seconds:.1f} s at {summary.images_per_second:.0f} images/s\n"
+        f"trained {summary.train_seconds:.1f} s{rate}\n"
         f"logs and checkpoints: {folder.path}\n"
         f"tensorboard --logdir {shlex.quote(str(folder.path))}"
     )

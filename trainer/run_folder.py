@@ -108,7 +108,7 @@ class RunFolder:
         saved = self.read_config()
         if saved is None:
             return
-        different = config_lib.differences(config, saved["config"])
+        different = config_lib.differences(config_lib.to_dict(config), saved["config"])
         if different:
             raise UserError(
                 f"--workdir={self.path}: holds a run that computes something else "

@@ -94,7 +94,7 @@ class RunLog:
             )
 
     def evaluation(self, step: int, values: dict[str, float]) -> None:
-        """The metrics of an evaluation after `step`: `accuracy`, `loss`, …, `ema_accuracy`, …"""
+        """The metrics of an evaluation after `step`: `top1_accuracy`, …, `ema_top1_accuracy`, …"""
         if not self._enabled:
             return
         self._record("eval", step, values)
@@ -162,10 +162,9 @@ def _drop_events_after(folder: Path, step: int) -> None:
     An event file cannot be cut by its reader alone: TensorBoard would draw the dropped steps, and
     then the repeated ones, as a second line.
     """
+    for leftover in folder.glob("events.out.tfevents.*.tmp"):  # of a kill in the lines below
+        leftover.unlink()
     for path in sorted(folder.glob("events.out.tfevents.*")):
-        if path.suffix == ".tmp":
-            path.unlink()
-            continue
         temporary = Path(f"{path}.tmp")
         kept = 0
         with tf.io.TFRecordWriter(str(temporary)) as writer:

@@ -119,11 +119,13 @@ def train_and_evaluate(
             last_save = time.monotonic()
         if stop_sum > 0 and step < total_steps:
             log.close()
+            del iterator
             raise PreemptedError(f"saved at step {step} of {total_steps}")
         if config.steps_per_loop == "auto":
             loop_steps = _loop_steps(loop_steps, num_steps, seconds)
 
     log.close()
+    del iterator  # before its dataset and its devices: in another order it was seen to take 40 s
     last = read_records(folder.metrics, "eval")[-1:]
     return Summary(
         best_accuracy=float(state.best_accuracy.numpy()),
@@ -144,6 +146,7 @@ class _StopRequest:
     def _on_signal(self, number: int, frame: Any) -> None:
         del frame
         self.requested = True
+        print("stopping after this loop; Ctrl-C stops at once, unsaved", flush=True)
         signal.signal(number, signal.SIG_DFL if number == signal.SIGINT else signal.SIG_IGN)
 
 
@@ -190,6 +193,7 @@ def _describe(config: Config, strategy, state: TrainState, num_train: int, num_e
 
 def _next_eval(step: int, interval: float, total_steps: int) -> int:
     """The first step after `step` that ends an interval, or the last step. At least one step on."""
+    interval = max(interval, 1.0)
     count = math.floor(step / interval) + 1
     while round(count * interval) <= step:
         count += 1

@@ -1,6 +1,6 @@
 """Model families, one file each: `MODELS` maps a name to the file that builds it.
 
-A model is a function of its name's in that file, `resnet50(config: ModelConfig) -> tf_keras.Model`,
+A model is a function of its name's in that file, `resnet50(config: Config) -> tf_keras.Model`,
 and one line here. The values are module names, loaded on demand: reading the dict imports no
 TensorFlow.
 """
