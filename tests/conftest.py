@@ -9,13 +9,14 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import pytest
 import tensorflow as tf
 
+from tests import small_models
 from trainer import config as config_lib
 from trainer.data.source import Source, open_source
 from trainer.data.tfds_source import open_source as open_tfds
 from trainer.models import MODELS
 
-# A new model is one file and one line: these two are.
-MODELS["linear"] = MODELS["resnet8"] = "tests.small_models"
+# A new model is one file and one line: these are.
+MODELS.update(dict.fromkeys(small_models.NAMES, "tests.small_models"))
 
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4

@@ -1,6 +1,8 @@
-"""Two small models, for tests that would say no more of a large one, registered by conftest.py."""
+"""Small models, for tests that would say no more of a large one, registered by conftest.py."""
 
+import tensorflow as tf
 import tf_keras
+from tf_keras import layers
 
 from trainer.config import Config
 from trainer.models.resnet import BasicBlock, ResNet
@@ -8,10 +10,69 @@ from trainer.models.resnet import BasicBlock, ResNet
 
 def linear(config: Config) -> tf_keras.Model:
     """Softmax regression: no batch norm."""
-    layers = [tf_keras.layers.Flatten(), tf_keras.layers.Dense(config.model.num_classes)]
-    return tf_keras.Sequential(layers)
+    return tf_keras.Sequential([layers.Flatten(), layers.Dense(config.model.num_classes)])
 
 
 def resnet8(config: Config) -> ResNet:
     """ResNet-20's stem and stages, of one block each."""
     return ResNet(config, BasicBlock, (16, 32, 64), (1, 1, 1), imagenet_stem=False, name="resnet8")
+
+
+def convnet(config: Config) -> tf_keras.Model:
+    """Convolutions without batch norm, so that parts of a batch compute what the whole does."""
+    return tf_keras.Sequential(
+        [
+            layers.Conv2D(16, 3, padding="same", activation="relu", name="conv1"),
+            layers.Conv2D(32, 3, 2, padding="same", activation="relu", name="conv2"),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(config.model.num_classes, dtype="float32", name="head"),
+        ]
+    )
+
+
+class Fragile(tf_keras.Model):
+    """Softmax regression that answers a wholly white image with NaN, as if a file were broken."""
+
+    def __init__(self, num_classes: int):
+        super().__init__(name="fragile")
+        self.flatten = layers.Flatten()
+        self.head = layers.Dense(num_classes, name="head")
+
+    def call(self, images, training=False):  # pyright: ignore[reportIncompatibleMethodOverride]
+        del training
+        white = tf.reduce_min(images, axis=[1, 2, 3]) > 1.5  # digits: (1 - mean) / std is 1.8
+        return self.head(self.flatten(images)) * tf.where(white, float("nan"), 1.0)[:, None]
+
+
+def fragile(config: Config) -> Fragile:
+    return Fragile(config.model.num_classes)
+
+
+class Overflowing(tf_keras.Model):
+    """A `convnet` whose gradient is 10^6 times as large for a wholly white image: float16 overflows
+    there, in the backward pass alone, and the loss is what it was."""
+
+    def __init__(self, num_classes: int):
+        super().__init__(name="overflowing")
+        self.conv1 = layers.Conv2D(16, 3, padding="same", activation="relu", name="conv1")
+        self.conv2 = layers.Conv2D(32, 3, 2, padding="same", activation="relu", name="conv2")
+        self.pool = layers.GlobalAveragePooling2D()
+        self.head = layers.Dense(num_classes, dtype="float32", name="head")
+
+    def call(self, images, training=False):  # pyright: ignore[reportIncompatibleMethodOverride]
+        del training
+        white = tf.reduce_min(images, axis=[1, 2, 3]) > 1.5
+        factor = tf.where(white, 1e6, 1.0)[:, None, None, None]
+
+        @tf.custom_gradient
+        def amplify(x):
+            return x, lambda dy: tf.cast(tf.cast(dy, tf.float32) * factor, dy.dtype)
+
+        return self.head(self.pool(amplify(self.conv2(self.conv1(images)))))
+
+
+def overflowing(config: Config) -> Overflowing:
+    return Overflowing(config.model.num_classes)
+
+
+NAMES = ("linear", "resnet8", "convnet", "fragile", "overflowing")

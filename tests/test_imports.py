@@ -11,8 +11,10 @@ ROOT = Path(__file__).parents[1]
 ALLOWED = {
     "trainer": "",
     "errors": "",
+    "stopwatch": "",
     "registries": "",  # trainer/data/__init__.py and trainer/models/__init__.py: dicts of names
     "config": "errors registries",
+    "cluster": "errors config",
     "run_folder": "errors config",
     "losses": "errors config",
     "optim": "errors config",
@@ -22,12 +24,13 @@ ALLOWED = {
     "steps": "errors config losses optim state",  # of optim, the type of a schedule
     "checkpoint": "errors config data state",  # of data, what a source says of itself
     "summaries": "errors config run_folder steps",  # of steps, the metrics of a loop
-    "strategy": "errors config run_folder steps",  # of steps, what XLA compiles of one
-    "train": "errors config run_folder losses optim models data state steps checkpoint summaries "
-    "strategy",
-    "main": "errors config run_folder strategy train",
+    "strategy": "errors config cluster steps",  # of steps, what XLA compiles of one
+    "divergence": "errors config data state steps checkpoint",
+    "train": "errors stopwatch config run_folder losses optim models data state steps checkpoint "
+    "summaries strategy divergence",
+    "main": "errors stopwatch config cluster run_folder strategy train",
 }
-WITHOUT_TENSORFLOW = ("errors", "registries", "config", "run_folder")
+WITHOUT_TENSORFLOW = ("errors", "stopwatch", "registries", "config", "cluster", "run_folder")
 
 
 def imports(source: str) -> set[str]:

@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 
 from tests.conftest import strategy_of
+from tests.workers import tf_configs
 from trainer import config as config_lib
 from trainer.config import Config, load, override
 from trainer.data.source import open_source
@@ -238,15 +239,30 @@ def test_the_default_workdir_is_that_of_the_config(stubs, tmp_path):
         (["--strategy=mirrored", "--virtual_devices=2", "--set", "data.path=a=b"], {}),
         (["--strategy=tpu", "--tpu=local"], {}),
         (["--strategy=tpu"], {"TPU_NAME": "local"}),
-        (["--strategy=multi_worker"], {"TF_CONFIG": cluster(0)}),
-        (["--strategy=multi_worker"], {"TF_CONFIG": cluster(1)}),
+        (["--strategy=multi_worker"], {"TF_CONFIG": "a group of one"}),
     ],
 )
 def test_what_is_right_reaches_tensorflow(stubs, tmp_path, arguments, environment):
     """The control of the tests above: the stubs do end a process that imports TensorFlow."""
     workdir = f"--workdir={tmp_path / 'run'}"
+    if "TF_CONFIG" in environment:
+        environment = {"TF_CONFIG": tf_configs(1)[0]}
     result = run_main(workdir, *arguments, pythonpath=stubs, environment=environment)
     assert (result.returncode, result.stderr) == (IMPORTED, "")
+
+
+def test_a_group_that_does_not_form(stubs, tmp_path):
+    arguments = [
+        "--strategy=multi_worker",
+        "--cluster_timeout_s=1",
+        f"--workdir={tmp_path / 'run'}",
+    ]
+    text = tf_configs(2)[0]
+    missing = json.loads(text)["cluster"]["worker"][1]
+    result = run_main(*arguments, pythonpath=stubs, environment={"TF_CONFIG": text})
+    assert only_line(result).startswith(
+        f"TF_CONFIG: the group of 2 did not form: worker 1 ({missing}) did not come; "
+    )
 
 
 def test_help_lists_the_flags(stubs):

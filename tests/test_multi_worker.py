@@ -1,9 +1,5 @@
-"""Two workers, real processes on loopback: the losses of one, a signal to one, the files of one."""
+"""Several workers, real processes on loopback: one computation, one stop, one writer."""
 
-import json
-import os
-import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.workers import finish, start_workers
 from trainer.summaries import read_records
 
 _FLAGS = (
     "--set=model.name=resnet8",
+    "--set=data.global_batch_size=66",  # for two and for three
     "--set=num_epochs=4",
     "--set=eval_every_epochs=1",
     "--set=steps_per_loop=5",
@@ -22,51 +20,36 @@ _FLAGS = (
 )
 
 
-def _command(workdir: Path, data_dir: str, strategy: str) -> list[str]:
+def _command(workdir: Path, data_dir: str, strategy: str, *flags: str) -> list[str]:
     trainer = [sys.executable, "-m", "tests.trainer_dying", "never", "0", f"--strategy={strategy}"]
-    return [*trainer, *_FLAGS, f"--workdir={workdir}", f"--data_dir={data_dir}"]
+    return [*trainer, *_FLAGS, *flags, f"--workdir={workdir}", f"--data_dir={data_dir}"]
 
 
-def _start_two(workdir: Path, data_dir: str) -> list[subprocess.Popen]:
-    sockets = [socket.socket() for _ in range(2)]
-    for a_socket in sockets:
-        a_socket.bind(("localhost", 0))
-    addresses = [f"localhost:{a_socket.getsockname()[1]}" for a_socket in sockets]
-    for a_socket in sockets:
-        a_socket.close()
-    processes = []
-    for index in range(2):
-        task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
-        processes.append(
-            subprocess.Popen(
-                _command(workdir, data_dir, "multi_worker"),
-                env=os.environ | {"TF_CONFIG": json.dumps(task)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
-    return processes
-
-
-def _finish(processes: list[subprocess.Popen], code: int) -> None:
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
-    assert [process.returncode for process in processes] == [code] * 2, "\n".join(outputs)
+@pytest.fixture(scope="module")
+def alone(data_dir, tmp_path_factory):
+    """What one process computes."""
+    workdir = tmp_path_factory.mktemp("alone")
+    subprocess.run(_command(workdir, data_dir, "one_device"), check=True, capture_output=True)
+    return workdir
 
 
 @pytest.mark.slow
-def test_two_workers_train_as_one_process_and_stop_together(data_dir, tmp_path):
-    alone, together = tmp_path / "alone", tmp_path / "together"
-    subprocess.run(_command(alone, data_dir, "one_device"), check=True, capture_output=True)
-
-    processes = _start_two(together, data_dir)
+@pytest.mark.parametrize("number", [2, 3])
+def test_workers_train_as_one_process_and_stop_together(alone, data_dir, tmp_path, number):
+    together = tmp_path / "together"
+    commands = [_command(together, data_dir, "multi_worker")] * number
+    processes = start_workers(commands)
     assert processes[0].stdout is not None
     for line in processes[0].stdout:
         if "evaluated" in line:
             break
-    processes[1].send_signal(signal.SIGTERM)  # the one that does not write
-    _finish(processes, 42)
-    _finish(_start_two(together, data_dir), 0)
+    processes[-1].terminate()  # one that does not write
+    finish(processes, 42)
+    names = sorted(path.name for path in together.rglob("*") if path.is_file())
+    assert len([name for name in names if name.startswith("events")]) == 2  # one writer
+    outputs = finish(start_workers(commands), 0)
+    assert "best accuracy" in outputs[0]
+    assert all("accuracy" not in output for output in outputs[1:])
 
     for kind, keys in (("train", ("loss",)), ("eval", ("top1_accuracy", "loss"))):
         expected, actual = (
@@ -79,13 +62,27 @@ def test_two_workers_train_as_one_process_and_stop_together(data_dir, tmp_path):
             tolerance = {"rtol": 1e-4} if kind == "train" else {"atol": 0.01}
             first = 20 if kind == "train" else 1
             np.testing.assert_allclose(values[:first], others[:first], **tolerance)
-    names = sorted(path.name for path in together.iterdir())
-    assert names == [
-        ".lock",
-        "DONE",
-        "checkpoints",
-        "config.json",
-        "eval",
-        "metrics.jsonl",
-        "train",
+    assert sorted(path.name for path in together.iterdir()) == [
+        *(".lock", "DONE", "checkpoints", "config.json", "eval", "metrics.jsonl", "train")
     ]
+
+
+@pytest.mark.slow
+def test_workers_that_would_not_compute_the_same_are_refused(data_dir, tmp_path):
+    """By another config before TensorFlow, by another folder, with another past, after it."""
+    shared, own = tmp_path / "shared", tmp_path / "own"
+    commands = [_command(shared, data_dir, "multi_worker", f"--set=seed={i}") for i in range(2)]
+    for output in finish(start_workers(commands), 2):
+        assert "was started with something else: seed is 1, worker 0 has 0" in output
+
+    short = "--set=num_epochs=2"
+    finish(start_workers([_command(shared, data_dir, "multi_worker", short)] * 2), 0)
+    (shared / "DONE").unlink()
+    commands = [_command(path, data_dir, "multi_worker", short) for path in (shared, own)]
+    processes = start_workers(commands)
+    output = processes[1].communicate(timeout=300)[0]
+    assert processes[1].returncode == 2, output
+    assert "this worker is at step 0" in output
+    assert "--workdir must be on storage that all workers see" in output
+    processes[0].kill()
+    processes[0].communicate()

@@ -17,8 +17,6 @@ from trainer.errors import UserError
 from trainer.run_folder import (
     RunFolder,
     default_path,
-    is_chief,
-    tf_config_cluster,
     write_atomically,
 )
 
@@ -55,13 +53,6 @@ def another_owner(path: Path) -> Iterator[subprocess.Popen]:
             yield process
         finally:
             process.kill()
-
-
-def as_task(monkeypatch, kind: str, index: int | str, *others: str) -> None:
-    """Makes this process a task of a cluster of two workers, and of what `others` name."""
-    cluster = {"worker": ["a:1", "b:1"]} | {name: ["c:1"] for name in others}
-    value = {"cluster": cluster, "task": {"type": kind, "index": index}}
-    monkeypatch.setenv("TF_CONFIG", json.dumps(value))
 
 
 # --- its owner --------------------------------------------------------------------------------
@@ -167,16 +158,13 @@ def test_a_run_goes_on_with_its_config(tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.name != ".lock"] == ["config.json"]
 
 
-@pytest.mark.parametrize("task", [("worker", 0), ("worker", 1)])
-def test_a_run_that_computes_something_else_is_refused_naming_the_fields(
-    tmp_path, monkeypatch, task
-):
+@pytest.mark.parametrize("is_chief", [True, False])
+def test_a_run_that_computes_something_else_is_refused_naming_the_fields(tmp_path, is_chief):
     before = Config()
     start(tmp_path, before)
-    as_task(monkeypatch, *task)
     after = override(before, ["optimizer.learning_rate=0.8", "seed=3", "steps_per_loop=7"])
     with pytest.raises(UserError) as caught:
-        RunFolder(str(tmp_path), after)
+        RunFolder(str(tmp_path), after, is_chief)
     assert str(caught.value).startswith(
         f"--workdir={tmp_path}: holds a run that computes something else "
         f"(optimizer.learning_rate is 0.8, was 0.1; seed is 3, was 0); "
@@ -196,58 +184,6 @@ def test_a_config_file_of_something_else_is_named(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match=re.escape(str(tmp_path))):
         RunFolder(str(tmp_path), Config())
-
-
-# --- who writes -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("text", [None, "", "{}", '{"cluster": {}}', '{"task": {"index": 3}}'])
-def test_a_process_without_a_cluster_is_the_chief(monkeypatch, text):
-    if text is not None:
-        monkeypatch.setenv("TF_CONFIG", text)
-    assert is_chief()
-    assert tf_config_cluster() == {}
-
-
-@pytest.mark.parametrize(
-    ("kind", "index", "others", "expected"),
-    [
-        ("worker", 0, (), True),
-        ("worker", "0", (), True),
-        ("worker", 1, (), False),
-        ("chief", 0, ("chief",), True),
-        ("worker", 0, ("chief",), False),
-        ("worker", 1, ("chief",), False),
-        ("ps", 0, ("ps",), False),
-        ("evaluator", 0, ("evaluator", "chief"), False),
-    ],
-)
-def test_one_process_of_a_cluster_is_the_chief(monkeypatch, kind, index, others, expected):
-    as_task(monkeypatch, kind, index, *others)
-    assert is_chief() == expected
-    assert tf_config_cluster()["task"] == {"type": kind, "index": index}
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "{",
-        "[]",
-        "3",
-        "worker",
-        '{"cluster": {"worker": ["a:1"]}}',
-        '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker"}}',
-        '{"cluster": {"worker": ["a:1"]}, "task": {"index": 0}}',
-        '{"cluster": {"worker": ["a:1"]}, "task": {"type": "chief", "index": 0}}',
-        '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": "one"}}',
-        '{"cluster": {"worker": ["a:1"]}, "task": 0}',
-        '{"cluster": [1], "task": {"type": "worker", "index": 0}}',
-    ],
-)
-def test_a_broken_tf_config_is_shown(monkeypatch, text):
-    monkeypatch.setenv("TF_CONFIG", text)
-    with pytest.raises(UserError, match=re.escape(f"TF_CONFIG={text}: must be JSON")):
-        is_chief()
 
 
 # --- writing ----------------------------------------------------------------------------------

@@ -7,13 +7,13 @@ import pytest
 import tensorflow as tf
 
 from tests.conftest import strategy_of, with_data, with_model, with_optimizer
+from tests.step_runs import Run, relative
 from trainer import steps
 from trainer.config import Config
-from trainer.data.pipeline import eval_dataset, eval_steps, train_dataset
+from trainer.data.pipeline import eval_dataset, eval_steps
 from trainer.errors import UserError
-from trainer.optim import make_schedule
 from trainer.state import TrainState
-from trainer.steps import make_agreement, make_eval_loop, make_train_loop
+from trainer.steps import make_agreement, make_eval_loop
 from trainer.strategy import choose_compilation
 
 # Float rounding: sums in another order, and 20 steps that amplify it. A wrong divisor, by contrast,
@@ -21,42 +21,10 @@ from trainer.strategy import choose_compilation
 _TOLERANCE = 1e-4
 
 
-class Run:
-    """A state, its train loop and its input."""
-
-    def __init__(self, config: Config, source, num_replicas: int, compiled="nothing", start=0):
-        self.config, self.source = config, source
-        self.strategy = strategy_of(num_replicas)
-        with self.strategy.scope():
-            self.state = TrainState(config, source.channels)
-        steps_per_epoch = len(source) / config.data.global_batch_size
-        schedule = make_schedule(config, steps_per_epoch, round(steps_per_epoch * 30))
-        self.loop = make_train_loop(config, self.strategy, self.state, schedule, compiled)
-        self.iterator = iter(
-            self.strategy.distribute_datasets_from_function(
-                lambda context: train_dataset(config, source, start, 1000, context)
-            )
-        )
-
-    def train(self, num_steps: int):
-        metrics = self.loop(self.iterator, tf.constant(num_steps))
-        return steps.TrainMetrics(*(values.numpy() for values in metrics))
-
-    def variables(self) -> dict[str, np.ndarray]:
-        """All of the state: weights, statistics, slots, averages, counters."""
-        return {f"{index} {v.name}": v.numpy() for index, v in enumerate(self.state.variables)}
-
-
-def _relative(a: np.ndarray, b: np.ndarray) -> float:
-    """The distance in units of b's norm; of 0.01 an entry where b is smaller, as biases that start
-    at zero are after a few steps."""
-    return float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 0.01 * np.sqrt(np.size(b))))
-
-
 def _furthest(run: Run, reference: Run) -> float:
     """The largest relative distance of a weight or a batch norm statistic, tensor by tensor."""
     pairs = zip(run.state.model.variables, reference.state.model.variables, strict=True)
-    return max(_relative(a.numpy(), b.numpy()) for a, b in pairs)
+    return max(relative(a.numpy(), b.numpy()) for a, b in pairs)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +34,7 @@ def config(small_config) -> Config:
 
 @pytest.fixture(scope="module")
 def one_replica(config, digits):
-    run = Run(config, digits, 1)
+    run = Run(config, digits, strategy_of(1))
     return run, run.train(20)
 
 
@@ -96,7 +64,7 @@ def noisy_on_one_replica(digits_config, digits):
     # Nothing black (see _Noisy), and a rate at which training itself does not magnify rounding.
     config = with_data(digits_config, crop="none", pad=0, image_size=8)
     config = with_optimizer(config, learning_rate=0.02)
-    run = Run(dataclasses.replace(config, ema_decay=0.9), _Noisy(digits), 1)
+    run = Run(dataclasses.replace(config, ema_decay=0.9), _Noisy(digits), strategy_of(1))
     return run, run.train(20)
 
 
@@ -104,13 +72,13 @@ def noisy_on_one_replica(digits_config, digits):
 def test_replicas_end_in_the_same_weights(noisy_on_one_replica, num_replicas):
     """ResNet-20, SyncBN, 20 steps: losses, weights, statistics, averages."""
     reference, expected = noisy_on_one_replica
-    run = Run(reference.config, reference.source, num_replicas)
+    run = Run(reference.config, reference.source, strategy_of(num_replicas))
     metrics = run.train(20)
     np.testing.assert_allclose(metrics.loss, expected.loss, rtol=_TOLERANCE)
     np.testing.assert_array_equal(metrics.accuracy, expected.accuracy)
     assert _furthest(run, reference) < _TOLERANCE
     average = zip(run.state.ema_model.variables, reference.state.ema_model.variables, strict=True)
-    assert max(_relative(a.numpy(), b.numpy()) for a, b in average) < _TOLERANCE
+    assert max(relative(a.numpy(), b.numpy()) for a, b in average) < _TOLERANCE
     for variable in run.state.variables:  # every replica has every value, to the bit
         first, *others = run.strategy.experimental_local_results(variable)
         for other in others:
@@ -120,7 +88,7 @@ def test_replicas_end_in_the_same_weights(noisy_on_one_replica, num_replicas):
 @pytest.mark.parametrize("num_replicas", [2, 4])
 def test_replicas_see_the_same_losses_on_the_default(digits_config, digits, num_replicas):
     """The default recipe itself, for the steps before rounding grows (see _Noisy)."""
-    losses = [Run(digits_config, digits, n).train(8).loss for n in (1, num_replicas)]
+    losses = [Run(digits_config, digits, strategy_of(n)).train(8).loss for n in (1, num_replicas)]
     np.testing.assert_allclose(losses[1], losses[0], rtol=_TOLERANCE)
 
 
@@ -133,7 +101,7 @@ def test_a_local_divisor_is_found_out(config, digits, one_replica, monkeypatch):
         # The step divides by the global batch: times global over local is division by the local.
         return original(logits, labels, smoothing) * (64 / logits.shape[0])
 
-    run = Run(config, digits, 2)
+    run = Run(config, digits, strategy_of(2))
     monkeypatch.setattr(steps, "softmax_cross_entropy", divided_locally)
     metrics = run.train(20)
     assert np.abs(metrics.loss / expected.loss - 1).max() > 100 * _TOLERANCE
@@ -142,7 +110,7 @@ def test_a_local_divisor_is_found_out(config, digits, one_replica, monkeypatch):
 
 def test_all_lengths_share_one_trace_and_one_sequence(config, digits, one_replica):
     reference, expected = one_replica
-    run = Run(config, digits, 1)
+    run = Run(config, digits, strategy_of(1))
     losses = np.concatenate([run.train(length).loss for length in (1, 7, 2, 10)])
     assert run.loop.experimental_get_tracing_count() == 1
     np.testing.assert_allclose(losses, expected.loss, rtol=1e-5)
@@ -152,8 +120,8 @@ def test_all_lengths_share_one_trace_and_one_sequence(config, digits, one_replic
 def test_the_metrics_are_those_of_the_batch(config, digits):
     """Against a step written out eagerly: loss, accuracy, gradient norm, learning rate, update."""
     config = with_optimizer(config, clip_norm=0.5, warmup_epochs=0.0)
-    run = Run(config, digits, 1)
-    twin = Run(config, digits, 1)
+    run = Run(config, digits, strategy_of(1))
+    twin = Run(config, digits, strategy_of(1))
     images, labels = next(twin.iterator)
     weights = twin.state.model.trainable_variables
     before = [v.numpy().astype(np.float64) for v in weights]
@@ -174,7 +142,7 @@ def test_the_metrics_are_those_of_the_batch(config, digits):
         # Clip, decay kernels only, then Nesterov's first step: w -= lr (g + 0.9 g).
         decay = config.optimizer.weight_decay * w if w.ndim > 1 else 0
         expected = w - 0.1 * 1.9 * (g * (0.5 / norm) + decay)
-        assert _relative(variable.numpy(), expected) < 1e-4
+        assert relative(variable.numpy(), expected) < 1e-4
 
 
 @pytest.mark.parametrize("num_replicas", [1, 2])
@@ -182,7 +150,8 @@ def test_accumulation_is_the_big_batch(config, digits, num_replicas):
     """With a model without batch norm, whose statistics are of a micro-batch by definition."""
     linear = with_model(config, "linear")
     whole, parts = (
-        Run(dataclasses.replace(linear, accumulation_steps=n), digits, num_replicas) for n in (1, 4)
+        Run(dataclasses.replace(linear, accumulation_steps=n), digits, strategy_of(num_replicas))
+        for n in (1, 4)
     )
     expected, metrics = whole.train(10), parts.train(10)
     np.testing.assert_allclose(metrics.loss, expected.loss, rtol=1e-5)
@@ -191,13 +160,13 @@ def test_accumulation_is_the_big_batch(config, digits, num_replicas):
 
 def test_without_sync_bn_replicas_keep_equal_statistics(config, digits):
     config = dataclasses.replace(config, sync_bn=False)
-    run = Run(config, digits, 2)
+    run = Run(config, digits, strategy_of(2))
     run.train(3)
     statistics = run.state.model.non_trainable_variables
     for variable in statistics:
         first, second = run.strategy.experimental_local_results(variable)
         np.testing.assert_array_equal(first, second)
-    synchronized = Run(dataclasses.replace(config, sync_bn=True), digits, 2)
+    synchronized = Run(dataclasses.replace(config, sync_bn=True), digits, strategy_of(2))
     synchronized.train(3)
     assert _furthest(run, synchronized) > _TOLERANCE  # it is another computation
 
@@ -205,7 +174,7 @@ def test_without_sync_bn_replicas_keep_equal_statistics(config, digits):
 @pytest.mark.parametrize("num_replicas", [1, 2])
 def test_an_overflow_skips_the_whole_step(config, digits, num_replicas):
     config = dataclasses.replace(config, precision="mixed_float16", initial_loss_scale=2.0**14)
-    run = Run(config, digits, num_replicas)
+    run = Run(config, digits, strategy_of(num_replicas))
     run.train(2)
     assert run.state.applied_steps.numpy() == 2
     run.state.loss_scale.assign(float("inf"))  # the next gradient overflows
@@ -231,9 +200,26 @@ def test_the_loss_scale_halves_on_overflow_and_doubles_after_a_row(monkeypatch):
     assert history == [8, 8, 4, 4, 4, 8, 8, 4, 2, 1, 1, 1]  # and never below 1
 
 
+def test_evaluating_the_average_leaves_the_weights_alone(config, digits):
+    run = Run(config, digits, strategy_of(2))
+    run.train(3)
+    before = run.variables()
+    dataset = run.strategy.distribute_datasets_from_function(
+        lambda context: eval_dataset(config, digits, context)
+    )
+    totals = [
+        make_eval_loop(config, run.strategy, model)(iter(dataset), tf.constant(2))
+        for model in (run.state.model, run.state.ema_model)
+    ]
+    assert float(totals[0].loss) != float(totals[1].loss)  # they are two models
+    after = run.variables()
+    for name, value in before.items():
+        assert after[name].tobytes() == value.tobytes(), name
+
+
 def test_the_average_follows_its_closed_form(config, digits):
     config = dataclasses.replace(config, ema_decay=0.5)
-    run = Run(config, digits, 1)
+    run = Run(config, digits, strategy_of(1))
     expected = [v.numpy().astype(np.float64) for v in run.state.model.variables]
     for t in range(1, 5):
         run.train(1)
@@ -243,7 +229,7 @@ def test_the_average_follows_its_closed_form(config, digits):
             for a, v in zip(expected, run.state.model.variables, strict=True)
         ]
     for average, value in zip(run.state.ema_model.variables, expected, strict=True):
-        assert _relative(average.numpy(), value) < 1e-5
+        assert relative(average.numpy(), value) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -254,7 +240,10 @@ def test_xla_on_cpu_computes_the_same(config, digits, num_replicas, sync_bn, exp
     config = dataclasses.replace(config, sync_bn=sync_bn, xla="on")
     compiled = choose_compilation(config, strategy_of(num_replicas)).compiled
     assert compiled == expected
-    plain, run = Run(config, digits, num_replicas), Run(config, digits, num_replicas, compiled)
+    plain, run = (
+        Run(config, digits, strategy_of(num_replicas)),
+        Run(config, digits, strategy_of(num_replicas), compiled),
+    )
     np.testing.assert_allclose(run.train(3).loss, plain.train(3).loss, rtol=1e-4)
     assert _furthest(run, plain) < 1e-3
 

@@ -58,8 +58,12 @@ def test_the_logs_say_what_happened(linear_config, data_dir, tmp_path, capsys):
             points = [(e.step, e.value) for e in board[name].Scalars(tag)]
             assert [step for step, _ in points] == [r["step"] for r in kind]
             np.testing.assert_allclose([v for _, v in points], [r[tag] for r in kind], rtol=1e-6)
-    for tag in ("images_per_second", "steps_per_second"):
+    for tag in ("images_per_second", "steps_per_second", "traces"):
         assert len(board["train"].Scalars(tag)) >= 3
+    assert {r["traces"] for r in training} == {1}
+    (startup,) = (r for r in records if r["kind"] == "startup")
+    assert startup["step"] == 1
+    assert {"data", "build", "trace", "first loop, with compiling"} <= startup.keys()
 
     lines = capsys.readouterr().out
     assert "linear (650 parameters, float32) on digits (1,437 to train, 360 to evaluate)" in lines
@@ -82,7 +86,9 @@ def test_loop_lengths_do_not_change_what_is_computed(linear_config, data_dir, tm
 def test_a_divergence_is_named_and_the_checkpoint_kept(linear_config, data_dir, tmp_path):
     config = dataclasses.replace(linear_config, checkpoint_every_s=0.0, steps_per_loop=2)
     exploding = with_optimizer(config, learning_rate=1e38, warmup_epochs=0.0, schedule="constant")
-    with pytest.raises(DivergedError, match=r"step \d+: the loss is .* at learning rate 1e\+38"):
+    with pytest.raises(
+        DivergedError, match=r"step \d+: the loss is .* at learning rate 1e\+38 and"
+    ):
         _train(exploding, tmp_path, data_dir)
     bad = [r["step"] for r in read_records(tmp_path / "metrics.jsonl", "train") if not r["applied"]]
     saved = [int(p.stem.split("-")[1]) for p in tmp_path.glob("checkpoints/ckpt-*.index")]
@@ -137,15 +143,15 @@ def _metrics(num_steps: int, value: float) -> TrainMetrics:
 def test_what_was_logged_after_the_checkpoint_is_dropped(linear_config, tmp_path):
     folder = RunFolder(str(tmp_path), linear_config)
     log = RunLog(folder, 0, 100, 10.0)
-    log.train(10, _metrics(10, 1.0), 1.0, 1.0)
+    log.train(10, _metrics(10, 1.0), 1.0, 1.0, 1)
     log.evaluation(10, {"top1_accuracy": 0.5})
-    log.train(20, _metrics(10, math.nan), 1.0, 1.0)
+    log.train(20, _metrics(10, math.nan), 1.0, 1.0, 1)
     log.evaluation(20, {"top1_accuracy": 0.6})
     log.close()
     with open(folder.metrics, "a") as torn:
         torn.write('{"kind": "train", "st')
     log = RunLog(folder, 15, 100, 10.0)  # a checkpoint between the two evaluations
-    log.train(20, _metrics(5, 3.0), 1.0, 1.0)
+    log.train(20, _metrics(5, 3.0), 1.0, 1.0, 1)
     log.evaluation(20, {"top1_accuracy": 0.7})
     log.close()
     records = read_records(folder.metrics, "train")

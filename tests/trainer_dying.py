@@ -22,7 +22,7 @@ from absl import app
 from trainer import main as trainer_main
 from trainer.models import MODELS
 
-MODELS["resnet8"] = "tests.small_models"
+MODELS["resnet8"] = MODELS["fragile"] = "tests.small_models"
 
 
 def _die_in(owner: Any, name: str, count: int, last_deed: Callable, before: bool) -> None:

@@ -48,6 +48,7 @@ class Checkpoints:
     def __init__(
         self, folder: Path, state: TrainState, metadata: dict[str, Any], keep: int, is_chief: bool
     ):
+        self._folder = folder
         self._is_chief = is_chief
         self._state = state
         self._checkpoint = tf.train.Checkpoint(state=state, metadata=_Metadata(metadata))
@@ -78,7 +79,10 @@ class Checkpoints:
             UserError: where there are checkpoints, and none can be read.
         """
         failed = []
-        for path in reversed(self._last.checkpoints):
+        # From the folder, not from the manager: that of another worker does not see what the chief
+        # has saved since.
+        found = tf.train.get_checkpoint_state(str(self._folder))
+        for path in reversed(found.all_model_checkpoint_paths if found else []):
             try:
                 self._refuse_another_run(path)
                 # No variable may be left without a value.

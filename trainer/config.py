@@ -19,6 +19,9 @@ from trainer.data import SOURCES
 from trainer.errors import UserError
 from trainer.models import MODELS
 
+# How many a checkpoint has room for: its shapes must not depend on the config.
+MAX_ROLLBACKS = 16
+
 
 def _bookkeeping(default: Any) -> Any:
     """A field that says how a run is watched and kept, and does not change what it computes."""
@@ -157,7 +160,13 @@ class OptimizerConfig(_Section):
 
 @dataclasses.dataclass(frozen=True)
 class Config(_Section):
-    """Everything that a run computes. The defaults are those of no recipe: see configs/."""
+    """Everything that a run computes. The defaults are those of no recipe: see configs/.
+
+    `on_divergence`: what follows a loss or gradient that is not finite: `stop` ends the run with
+    exit code 43; `rollback` goes back to the last checkpoint, leaves that step's batch out, and
+    multiplies the learning rate by `rollback_factor` from there on, `max_rollbacks` times at most.
+    A run that has stopped can go on with `rollback`: what it computed so far is the same.
+    """
 
     seed: int = 0
     num_epochs: float = 1.0
@@ -171,6 +180,9 @@ class Config(_Section):
     initial_loss_scale: float = 2.0**15
     steps_per_loop: int | Literal["auto"] = _bookkeeping("auto")
     eval_every_epochs: float = _bookkeeping(1.0)
+    on_divergence: Literal["stop", "rollback"] = _bookkeeping("stop")
+    rollback_factor: float = _bookkeeping(0.5)
+    max_rollbacks: int = _bookkeeping(3)
     checkpoint_every_s: float = _bookkeeping(60.0)
     keep_checkpoints: int = _bookkeeping(3)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
@@ -188,6 +200,10 @@ class Config(_Section):
             self.steps_per_loop == "auto" or self.steps_per_loop >= 1, "steps_per_loop", ">= 1"
         )
         self._require(self.eval_every_epochs > 0, "eval_every_epochs", "above 0")
+        self._require(0 < self.rollback_factor <= 1, "rollback_factor", "in (0, 1]")
+        self._require(
+            1 <= self.max_rollbacks <= MAX_ROLLBACKS, "max_rollbacks", f"in 1 to {MAX_ROLLBACKS}"
+        )
         self._require(self.checkpoint_every_s >= 0, "checkpoint_every_s", "at least 0")
         self._require(self.keep_checkpoints >= 1, "keep_checkpoints", "at least 1")
 

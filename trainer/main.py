@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
+from trainer import cluster as cluster_lib
 from trainer import config as config_lib
 from trainer.errors import (
     EXIT_DIVERGED,
@@ -22,7 +23,8 @@ from trainer.errors import (
     PreemptedError,
     UserError,
 )
-from trainer.run_folder import RunFolder, default_path, is_chief, tf_config_cluster
+from trainer.run_folder import RunFolder, default_path
+from trainer.stopwatch import Stopwatch
 
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
 
@@ -44,6 +46,12 @@ _DATA_DIR = flags.DEFINE_string(
 )
 _VIRTUAL_DEVICES = flags.DEFINE_integer(
     "virtual_devices", 0, "Split the CPU into N logical devices.", lower_bound=0
+)
+_CLUSTER_TIMEOUT_S = flags.DEFINE_float(
+    "cluster_timeout_s",
+    cluster_lib.CLUSTER_TIMEOUT_S,
+    "How long workers wait for each other at the start, in seconds.",
+    lower_bound=0,
 )
 
 
@@ -75,6 +83,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run() -> int:
+    stopwatch = Stopwatch()
     config = config_lib.override(config_lib.load(_CONFIG.value), _SET.value)
     _check_strategy()
     if _WORKDIR.value == "":
@@ -82,11 +91,16 @@ def _run() -> int:
     workdir = _WORKDIR.value or default_path(_CONFIG.value, config)
     # Only in a group of workers is there anybody else to write.
     alone = _STRATEGY.value in ("one_device", "mirrored", "tpu")
-    folder = RunFolder(workdir, config, is_chief=alone or is_chief())
+    cluster = None if alone else cluster_lib.tf_config_cluster()
+    folder = RunFolder(workdir, config, is_chief=cluster is None or cluster.rank == 0)
     if folder.is_done:
         print(f"already done: {folder.path}; name another --workdir to train again")
         print(folder.read_done())
         return EXIT_DONE
+    if cluster is not None:
+        offer = cluster_lib.offer(config)
+        cluster_lib.rendezvous(cluster, offer, _CLUSTER_TIMEOUT_S.value)
+        stopwatch.lap("waiting for workers")
 
     _quiet_libraries()
     import tensorflow as tf
@@ -94,10 +108,12 @@ def _run() -> int:
     from trainer.strategy import create_strategy
     from trainer.train import train_and_evaluate
 
+    stopwatch.lap("import")
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     strategy = create_strategy(_STRATEGY.value, _TPU.value, _VIRTUAL_DEVICES.value)
-    summary = train_and_evaluate(config, strategy, folder, _DATA_DIR.value)
+    stopwatch.lap("devices")
+    summary = train_and_evaluate(config, strategy, folder, _DATA_DIR.value, stopwatch)
     # There is none where all steps were done before, or in one loop with the tracing.
     measured = math.isfinite(summary.images_per_second)
     rate = f" at {summary.images_per_second:.0f} images/s" if measured else ""
@@ -118,8 +134,7 @@ def _check_strategy() -> None:
     name = _STRATEGY.value
     if name not in STRATEGIES:
         raise UserError(f"--strategy={name}: unknown; one of {', '.join(STRATEGIES)}")
-    cluster = tf_config_cluster()
-    if name == "multi_worker" and not cluster:
+    if name == "multi_worker" and not cluster_lib.tf_config_cluster():
         raise UserError(
             "--strategy=multi_worker: TF_CONFIG is not set, and names the workers: set it for "
             "each process, as BUILD.md shows, or use --strategy=mirrored"

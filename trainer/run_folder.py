@@ -14,37 +14,6 @@ from trainer.config import Config
 from trainer.errors import UserError
 
 
-def tf_config_cluster() -> dict[str, Any]:
-    """The parsed `TF_CONFIG` where it names a cluster, else {}.
-
-    Raises:
-        UserError: where it is not JSON of the form that TensorFlow reads.
-    """
-    text = os.environ.get("TF_CONFIG", "")
-    try:
-        value = json.loads(text or "{}")
-        if not value.get("cluster"):
-            return {}
-        if not 0 <= int(value["task"]["index"]) < len(value["cluster"][value["task"]["type"]]):
-            raise ValueError("a task outside the cluster")
-        return value
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(
-            f"TF_CONFIG={text[:200]}: must be JSON with a 'cluster', and a 'task' of this process "
-            f"that is in it"
-        ) from None
-
-
-def is_chief() -> bool:
-    """Whether this process writes: it is alone, the chief, or worker 0 where there is no chief."""
-    value = tf_config_cluster()
-    if not value:
-        return True
-    if "chief" in value["cluster"]:
-        return value["task"]["type"] == "chief"
-    return value["task"]["type"] == "worker" and int(value["task"]["index"]) == 0
-
-
 def default_path(config_path: str, config: Config) -> str:
     """`runs/<config>-<hash of the fields that change results>`."""
     return str(Path("runs") / f"{Path(config_path).stem}-{config_lib.short_hash(config)}")

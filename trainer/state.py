@@ -3,7 +3,7 @@
 import tensorflow as tf
 import tf_keras
 
-from trainer.config import Config
+from trainer.config import MAX_ROLLBACKS, Config
 from trainer.models.build import build_model
 from trainer.optim import Optimizer, make_optimizer
 
@@ -19,10 +19,13 @@ class TrainState(tf.Module):
             *and* batch norm statistics, or None. Being a model of its own, evaluating it
             cannot touch the weights in training.
         loss_scale: what the loss is multiplied by in float16, or None; `good_steps` counts
-            applied steps since it changed.
+            finite steps since it changed.
         global_step: steps done; a skipped one counts, since its data are used up.
         applied_steps: steps whose update was applied.
         best_accuracy: the highest evaluated top-1 so far, -1 before any.
+        rollbacks: how often the run went back after it had diverged; `rate_factor` is what
+            that multiplies the learning rate by, and `left_out` `[MAX_ROLLBACKS]` the steps,
+            counted from 0, whose batches are not applied (-1: none).
     """
 
     def __init__(self, config: Config, channels: int):
@@ -40,3 +43,8 @@ class TrainState(tf.Module):
         self.applied_steps = tf.Variable(0, dtype=tf.int64, trainable=False)
         self.global_step = tf.Variable(0, dtype=tf.int64, trainable=False)
         self.best_accuracy = tf.Variable(-1.0, trainable=False)
+        self.rollbacks = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self.rate_factor = tf.Variable(1.0, trainable=False)
+        self.left_out = tf.Variable(
+            tf.fill([MAX_ROLLBACKS], tf.constant(-1, tf.int64)), trainable=False
+        )

@@ -4,8 +4,9 @@ One train step, on every replica (`replica_step`):
 
     for each micro-batch:  forward, backward, unscale, accumulate
     reduce once            gradients, loss, accuracy: summed over all replicas
-    check                  the norm of the *reduced* gradient is finite: one decision, everywhere
-    clip, decay, update, EMA; or, where it is not finite, nothing at all
+    check                  the loss and the norm of the *reduced* gradient are finite: one decision,
+                           the same everywhere
+    clip, decay, update, EMA; or, where one is not finite, nothing at all
 
 The loss of an example is divided by the *global* batch size and gradients are summed, so that any
 number of replicas computes the same step.
@@ -38,6 +39,7 @@ class TrainMetrics(NamedTuple):
     gradient_norm: tf.Tensor  # of the reduced gradient, before clipping
     loss_scale: tf.Tensor  # 1 where there is none
     applied: tf.Tensor  # 1, or 0 for a step skipped because its gradient is not finite
+    bad_variable: tf.Tensor  # the last trainable variable whose gradient is not finite, or -1
 
 
 class EvalTotals(NamedTuple):
@@ -97,13 +99,20 @@ def make_train_loop(
         accuracy = tf.reduce_sum(tf.cast(right, tf.float32)) / global_batch_size
         return gradients, loss, accuracy
 
+    # The micro-batches share one trace, where no reduction between replicas forbids a function.
+    if config.accumulation_steps > 1 and not (config.sync_bn and num_replicas > 1):
+        forward_backward = tf.function(forward_backward)
+
     def replica_step(step: tf.Tensor, images: tf.Tensor, labels: tf.Tensor) -> TrainMetrics:
         # A copy, since forward passes move the statistics and a bad step must leave no trace.
         statistics_before = [tf.identity(variable) for variable in statistics]
         totals = forward_backward(images[:micro_batch_size], labels[:micro_batch_size])
         for start in range(micro_batch_size, replica_batch_size, micro_batch_size):
             rows = slice(start, start + micro_batch_size)
-            parts = forward_backward(images[rows], labels[rows])
+            # One after the other: else the executor would start all of them, and hold the
+            # activations of all at once.
+            with tf.control_dependencies(tf.nest.flatten(totals)):
+                parts = forward_backward(images[rows], labels[rows])
             totals = tf.nest.map_structure(tf.add, totals, parts)
         gradients, loss, accuracy = totals
 
@@ -113,9 +122,11 @@ def make_train_loop(
             (gradients, loss, accuracy, uneven), num_replicas
         )
 
-        gradient_norm = tf.linalg.global_norm(gradients)
-        finite = tf.math.is_finite(gradient_norm)
-        learning_rate = schedule(step)
+        squares = tf.stack([tf.nn.l2_loss(gradient) for gradient in gradients])  # halved norms
+        gradient_norm = tf.sqrt(2.0 * tf.reduce_sum(squares))
+        finite = tf.math.is_finite(gradient_norm) & tf.math.is_finite(loss)
+        left_out = tf.reduce_any(state.left_out == step)
+        learning_rate = schedule(step) * state.rate_factor
 
         def apply() -> tf.Tensor:
             clipped = gradients
@@ -138,10 +149,12 @@ def make_train_loop(
             return tf.constant(0.0)
 
         loss_scale = tf.constant(1.0) if state.loss_scale is None else tf.identity(state.loss_scale)
-        applied = tf.cond(finite, apply, skip)
+        applied = tf.cond(finite & ~left_out, apply, skip)
         if state.loss_scale is not None:
             _update_loss_scale(state.loss_scale, state.good_steps, finite)
-        return TrainMetrics(loss, accuracy, learning_rate, gradient_norm, loss_scale, applied)
+        return TrainMetrics(
+            loss, accuracy, learning_rate, gradient_norm, loss_scale, applied, _last_bad(squares)
+        )
 
     if compiled == "forward_backward":
         forward_backward = tf.function(forward_backward, jit_compile=True)
@@ -172,6 +185,13 @@ def make_train_loop(
     return train_loop
 
 
+def _last_bad(values: tf.Tensor) -> tf.Tensor:
+    """The index of the last value that is not finite, as float32; -1 where all are finite."""
+    indices = tf.range(tf.shape(values)[0])
+    last = tf.reduce_max(tf.where(tf.math.is_finite(values), -1, indices))
+    return tf.cast(last, tf.float32)
+
+
 def _sum_over_replicas(values, num_replicas: int):
     """The structure of tensors summed over all replicas, in one call: one collective operation
     where the strategy can pack them."""
@@ -194,7 +214,7 @@ def _update_ema(config: Config, state: TrainState) -> None:
 
 
 def _update_loss_scale(scale: tf.Variable, good_steps: tf.Variable, finite: tf.Tensor) -> None:
-    """Halves the scale after a skipped step, doubles it after a long row of applied ones."""
+    """Halves the scale after a step that is not finite, doubles it after a long row of others."""
     streak = tf.where(finite, good_steps + 1, tf.zeros_like(good_steps))
     grow = streak >= LOSS_SCALE_GROWTH_STEPS
     good_steps.assign(tf.where(grow, tf.zeros_like(streak), streak))

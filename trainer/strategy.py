@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from trainer.cluster import tf_config_cluster
 from trainer.config import Config
 from trainer.errors import UserError
-from trainer.run_folder import tf_config_cluster
 from trainer.steps import Compiled
 
 
@@ -84,25 +84,30 @@ def choose_compilation(config: Config, strategy: tf.distribute.Strategy) -> Comp
         if config.xla == "off":
             raise UserError("xla is 'off', but a TPU runs nothing else: --set xla=auto")
         return Compilation("nothing", "XLA on: TPUStrategy compiles every step itself")
-    on_gpus = all("GPU" in device for device in strategy.extended.worker_devices)
+    gpus = all("GPU" in device for device in strategy.extended.worker_devices)
     if config.xla == "off":
         return Compilation("nothing", "XLA off, as set")
-    if config.xla == "auto" and not on_gpus:
+    if config.xla == "auto" and not gpus:
         return Compilation(
             "nothing", "XLA off (auto): on a CPU, oneDNN's convolutions are faster than XLA's"
         )
     why = "as set" if config.xla == "on" else "auto: on a GPU"
-    if strategy.num_replicas_in_sync == 1 or on_gpus:
+    several_workers = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+    if strategy.num_replicas_in_sync == 1 or (gpus and not several_workers):
         return Compilation("step", f"XLA on ({why}): the whole step is compiled")
-    # TensorFlow reduces between CPU replicas from Python threads, outside any compiled function.
-    if config.sync_bn:
-        raise UserError(
-            f"xla is 'on' and sync_bn is true, which exclude each other on "
-            f"{strategy.num_replicas_in_sync} CPU replicas (SyncBN reduces inside what XLA would "
-            f"compile): --set xla=off or --set sync_bn=false"
+    # Between CPU replicas, TensorFlow reduces from Python threads, and between workers through
+    # collective operations that wait for each other: outside of what is compiled.
+    if not config.sync_bn:
+        return Compilation(
+            "forward_backward",
+            f"XLA on ({why}): forward and backward are compiled, the reduction between replicas "
+            f"and the update are not",
         )
-    return Compilation(
-        "forward_backward",
-        f"XLA on ({why}): forward and backward are compiled, the reduction between CPU "
-        f"replicas and the update are not",
+    place = "workers" if several_workers else "CPU replicas"
+    if config.xla == "auto":
+        return Compilation("nothing", f"XLA off (auto): sync_bn reduces between {place} inside")
+    raise UserError(
+        f"xla is 'on' and sync_bn is true, which exclude each other on "
+        f"{strategy.num_replicas_in_sync} {place} (SyncBN reduces inside what XLA would compile): "
+        f"--set xla=off or --set sync_bn=false"
     )

@@ -1,7 +1,7 @@
 """What a run tells: metrics.jsonl, TensorBoard, the terminal. Each step once, however often killed.
 
-A run that goes on from step S first drops what a killed process wrote after S: those steps are
-about to be done, and written, again.
+A run that goes on from step S first drops what was written after S, by a killed process or before a
+rollback: those steps are about to be done, and written, again. Records of divergences stay.
 """
 
 import json
@@ -62,17 +62,29 @@ class RunLog:
             sys.stdout.flush()
 
     def train(
-        self, step: int, metrics: TrainMetrics, seconds: float, images_per_second: float
+        self,
+        step: int,
+        metrics: TrainMetrics,
+        seconds: float,
+        images_per_second: float,
+        traces: int,
     ) -> None:
-        """One loop's steps, the last of which is `step`."""
+        """One loop's steps, the last of which is `step`.
+
+        Args:
+            seconds: how long the loop took.
+            traces: how often it was traced so far; more than once is a waste to look into.
+        """
         if not self._enabled:
             return
         columns = {name: np.asarray(values) for name, values in metrics._asdict().items()}
+        del columns["bad_variable"]  # for a divergence's own record
         num_steps = len(columns["loss"])
         first = step - num_steps + 1
         rates = {
             "images_per_second": images_per_second,
             "steps_per_second": num_steps / seconds,
+            "traces": traces,
         }
         for row in range(num_steps):
             values = {name: float(column[row]) for name, column in columns.items()}
@@ -93,6 +105,12 @@ class RunLog:
                 f"{images_per_second:.0f} images/s"
             )
 
+    def event(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """Something that is no curve, for metrics.jsonl alone: `startup`, `divergence`."""
+        if self._enabled:
+            self._record(kind, step, values)
+            self._metrics.flush()
+
     def evaluation(self, step: int, values: dict[str, float]) -> None:
         """The metrics of an evaluation after `step`: `top1_accuracy`, …, `ema_top1_accuracy`, …"""
         if not self._enabled:
@@ -109,7 +127,8 @@ class RunLog:
     def _record(self, kind: str, step: int, values: dict[str, Any]) -> None:
         record = {"kind": kind, "step": step, "epoch": round(step / self._steps_per_epoch, 4)}
         # JSON has no NaN: null.
-        record |= {k: v if math.isfinite(v) else None for k, v in values.items()}
+        bad = {k for k, v in values.items() if isinstance(v, float) and not math.isfinite(v)}
+        record |= {k: None if k in bad else v for k, v in values.items()}
         self._metrics.write(json.dumps(record) + "\n")
 
     def flush(self) -> None:
@@ -133,7 +152,7 @@ def _add_scalars(writer: EventFileWriter, step: int, values: dict[str, float]) -
 
 
 def read_records(path: Path, kind: str) -> list[dict[str, Any]]:
-    """The records of one kind, `train` or `eval`, of a metrics.jsonl; not a torn last line."""
+    """The records of one kind, as `train` or `eval`, of a metrics.jsonl; not a torn last line."""
     if not path.exists():
         return []
     return [r for r in _parse(path.read_text(encoding="utf-8")) if r["kind"] == kind]
@@ -152,7 +171,8 @@ def _parse(text: str) -> list[dict[str, Any]]:
 def _drop_records_after(path: Path, step: int) -> None:
     if not path.exists():
         return
-    kept = [r for r in _parse(path.read_text(encoding="utf-8")) if r["step"] <= step]
+    records = _parse(path.read_text(encoding="utf-8"))
+    kept = [r for r in records if r["step"] <= step or r["kind"] == "divergence"]
     write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
 
 

@@ -1,13 +1,16 @@
 """The training, from top to bottom."""
 
+import contextlib
 import math
 import signal
 import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
+from trainer import divergence
 from trainer.checkpoint import Checkpoints, run_metadata
 from trainer.config import Config
 from trainer.data.pipeline import eval_dataset, eval_steps, train_dataset
@@ -17,6 +20,7 @@ from trainer.optim import make_schedule
 from trainer.run_folder import RunFolder
 from trainer.state import TrainState
 from trainer.steps import TrainMetrics, make_agreement, make_eval_loop, make_train_loop
+from trainer.stopwatch import Stopwatch
 from trainer.strategy import choose_compilation
 from trainer.summaries import RunLog, read_records
 
@@ -35,15 +39,23 @@ class Summary(NamedTuple):
 
 
 def train_and_evaluate(
-    config: Config, strategy: tf.distribute.Strategy, folder: RunFolder, data_dir: str
+    config: Config,
+    strategy: tf.distribute.Strategy,
+    folder: RunFolder,
+    data_dir: str,
+    stopwatch: Stopwatch | None = None,
 ) -> Summary:
     """Trains what `config` says, going on where `folder` stands, to the end.
+
+    Args:
+        stopwatch: started with the process, to tell how long it took to the first step.
 
     Raises:
         UserError: for a mistake in the config, the data or the environment.
         PreemptedError: after SIGTERM or Ctrl-C, with everything saved.
-        DivergedError: on a loss that is not finite; the last checkpoint is kept.
+        DivergedError: on a loss or gradient that is not finite; the last checkpoint is kept.
     """
+    stopwatch = stopwatch or Stopwatch()
     # 1. Signals, first of all: from here on, one saves before it ends the run.
     stop = _StopRequest()
 
@@ -56,6 +68,8 @@ def train_and_evaluate(
     steps_per_epoch = len(train_source) / config.data.global_batch_size
     total_steps = max(1, round(config.num_epochs * steps_per_epoch))
 
+    stopwatch.lap("data")
+
     # 3. State, new or where the last process left it.
     with strategy.scope():
         state = TrainState(config, train_source.channels)
@@ -64,6 +78,8 @@ def train_and_evaluate(
         folder.checkpoints, state, metadata, config.keep_checkpoints, folder.is_chief
     )
     step = checkpoints.restore()
+    agree = make_agreement(strategy)
+    _check_agreement(agree, step, len(train_source), len(eval_source))
     if folder.is_chief:
         folder.write_config(metadata)
     log = RunLog(folder, step, total_steps, steps_per_epoch)
@@ -71,17 +87,24 @@ def train_and_evaluate(
     log.say(compilation.reason)
     log.say(f"logs and checkpoints: {folder.path}")
     log.say(f"from step {step} of {total_steps}" if step else f"{total_steps} steps")
+    if step == 0 and config.on_divergence == "rollback":
+        checkpoints.save(0)  # to go back to, before there is another one
+    stopwatch.lap("build")
 
     # 4. Input from this step on, and the compiled loops.
-    iterator = iter(
-        strategy.distribute_datasets_from_function(
+    def input_from(step: int) -> Iterator:
+        dataset = strategy.distribute_datasets_from_function(
             lambda context: train_dataset(config, train_source, step, total_steps, context)
         )
-    )
+        return iter(dataset)
+
+    iterator = input_from(step)
     schedule = make_schedule(config, steps_per_epoch, total_steps)
     train_loop = make_train_loop(config, strategy, state, schedule, compilation.compiled)
     evaluate = _make_evaluate(config, strategy, state, eval_source)
-    agree = make_agreement(strategy)
+    if step < total_steps:
+        train_loop.get_concrete_function(iterator, tf.constant(1))
+    stopwatch.lap("trace")
 
     # 5. Train, loop by loop. At each loop's end: write, evaluate when due, save when due, in this
     # order, so that a checkpoint never counts a step as done whose record may be lost.
@@ -92,14 +115,31 @@ def train_and_evaluate(
         next_eval = _next_eval(step, config.eval_every_epochs * steps_per_epoch, total_steps)
         num_steps = min(loop_steps, next_eval - step)
         started = time.monotonic()
-        # The count is a tensor, so that all lengths share one trace; numpy() waits for the device.
-        metrics = train_loop(iterator, tf.constant(num_steps))
-        metrics = TrainMetrics(*(values.numpy() for values in metrics))
+        # The count is a tensor, so that all lengths share one trace. numpy() waits for the device,
+        # so that an error of one loop, as a lack of memory, is not another one's.
+        with _explained(config, num_replicas):
+            metrics = train_loop(iterator, tf.constant(num_steps))
+            metrics = TrainMetrics(*(values.numpy() for values in metrics))
         seconds = time.monotonic() - started
         step += num_steps
+        if not pace.seconds:
+            stopwatch.lap("first loop, with compiling")
+            log.say(f"from the command to here: {stopwatch}")
+            log.event("startup", step, stopwatch.laps)
         pace.add(num_steps, seconds)
-        log.train(step, metrics, seconds, num_steps * config.data.global_batch_size / seconds)
-        _check_finite(step, metrics)
+        images_per_second = num_steps * config.data.global_batch_size / seconds
+        traces = train_loop.experimental_get_tracing_count()
+        log.train(step, metrics, seconds, images_per_second, traces)
+
+        found = divergence.find(config, state, train_source, step, metrics)
+        if found is not None:
+            log.event("divergence", found.step, found._asdict())
+            log.close()
+            step = _after_divergence(config, state, checkpoints, found)
+            log = RunLog(folder, step, total_steps, steps_per_epoch)
+            log.say(f"diverged: {found}; going on from step {step}, without that batch")
+            iterator = input_from(step)
+            continue
 
         # Clocks and signals differ between workers, and what follows must not.
         save_due = time.monotonic() - last_save >= config.checkpoint_every_s
@@ -181,6 +221,57 @@ def _check_batch_size(config: Config, num_replicas: int) -> None:
         )
 
 
+def _check_agreement(agree, *numbers: int) -> None:
+    """Workers that start from other steps, or see other data, would wait for each other for ever.
+
+    Raises:
+        UserError: on each worker whose numbers are not those of the others.
+    """
+    means = agree([float(number) for number in numbers])
+    if any(abs(mean - number) > 1e-6 * number for mean, number in zip(means, numbers, strict=True)):
+        raise UserError(
+            f"this worker is at step {numbers[0]}, with {numbers[1]} examples to train on and "
+            f"{numbers[2]} to evaluate, and the others are not: --workdir must be on storage that "
+            f"all workers see, and --data_dir must hold the same data for all"
+        )
+
+
+@contextlib.contextmanager
+def _explained(config: Config, num_replicas: int):
+    """A lack of memory, told with what the user can do about it."""
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError as error:
+        size, accumulation = config.data.global_batch_size, config.accumulation_steps
+        raise UserError(
+            f"out of memory with {size // num_replicas // accumulation} images at a time "
+            f"(data.global_batch_size {size} / {num_replicas} replica(s) / accumulation_steps "
+            f"{accumulation}): try --set accumulation_steps={2 * accumulation}, which computes the "
+            f"same in less memory (batch norm aside), a smaller batch or image, or "
+            f"precision=mixed_bfloat16 ({error.message.splitlines()[0][:200]})"
+        ) from None
+
+
+def _after_divergence(config: Config, state: TrainState, checkpoints: Checkpoints, found) -> int:
+    """Goes back, as `on_divergence` says, and returns the step to go on from.
+
+    Raises:
+        DivergedError: where the run stops instead.
+    """
+    count = int(state.rollbacks.numpy())
+    if config.on_divergence == "stop":
+        raise DivergedError(
+            f"{found}; the last checkpoint is kept; lower optimizer.learning_rate or set "
+            f"optimizer.clip_norm in a new --workdir, or go on with --set on_divergence=rollback"
+        )
+    if count >= config.max_rollbacks:
+        raise DivergedError(
+            f"{found}; the last checkpoint is kept; went back {count} times already "
+            f"(max_rollbacks), to {state.rate_factor.numpy():.3g} of the learning rate"
+        )
+    return divergence.roll_back(config, state, checkpoints, found)
+
+
 def _describe(config: Config, strategy, state: TrainState, num_train: int, num_eval: int) -> str:
     parameters = sum(int(np.prod(v.shape)) for v in state.model.trainable_variables)
     return (
@@ -229,17 +320,3 @@ def _make_evaluate(config: Config, strategy, state: TrainState, source):
         return values
 
     return evaluate
-
-
-def _check_finite(step: int, metrics: TrainMetrics) -> None:
-    """float16 skips steps while its loss scale finds its height; at scale 1 there is no more to
-    lower, and without a scale every skipped step is a divergence."""
-    bad = np.flatnonzero((metrics.applied == 0) & (metrics.loss_scale <= 1))
-    if bad.size:
-        index = int(bad[0])
-        raise DivergedError(
-            f"step {step - len(metrics.loss) + index + 1}: the loss is {metrics.loss[index]} and "
-            f"the gradient's norm {metrics.gradient_norm[index]}, at learning rate "
-            f"{metrics.learning_rate[index]:.6g}; the last checkpoint is kept; lower "
-            f"optimizer.learning_rate, or set optimizer.clip_norm"
-        )

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import tensorflow as tf
 
 from trainer.config import Config
@@ -38,6 +39,14 @@ def train_dataset(
     elements = tf.data.Dataset.range(start_step * local_replicas, total_steps * local_replicas)
     batches = elements.map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return _without_sharding(batches.prefetch(tf.data.AUTOTUNE))
+
+
+def batch_indices(config: Config, source: Source, step: int) -> np.ndarray:
+    """Which examples the global batch of a step, counted from 0, has: int64
+    `[global_batch_size]`."""
+    size = config.data.global_batch_size
+    positions = step * size + tf.range(size, dtype=tf.int64)
+    return shuffled_indices(positions, len(source), config.seed).numpy()
 
 
 def eval_steps(config: Config, source: Source, num_replicas: int) -> int:

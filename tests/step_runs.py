@@ -1,0 +1,124 @@
+"""Runs of the train step, in this process or in each worker of a group.
+
+    python -m tests.step_runs CASES_JSON OUT_FOLDER DATA_DIR
+
+plays cases under MultiWorkerMirroredStrategy and saves what `play` returns as `NAME-RANK.npz`.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tests import small_models
+from trainer import config as config_lib
+from trainer import steps
+from trainer.cluster import tf_config_cluster
+from trainer.config import Config
+from trainer.data.pipeline import batch_indices, train_dataset
+from trainer.data.source import open_source
+from trainer.models import MODELS
+from trainer.optim import make_schedule
+from trainer.state import TrainState
+from trainer.steps import make_train_loop
+from trainer.strategy import choose_compilation
+
+
+class Run:
+    """A state, its train loop and its input."""
+
+    def __init__(self, config: Config, source, strategy: tf.distribute.Strategy, compiled=None):
+        self.config, self.source, self.strategy = config, source, strategy
+        with strategy.scope():
+            self.state = TrainState(config, source.channels)
+        steps_per_epoch = len(source) / config.data.global_batch_size
+        schedule = make_schedule(config, steps_per_epoch, round(steps_per_epoch * 30))
+        compiled = compiled or choose_compilation(config, strategy).compiled
+        self.loop = make_train_loop(config, strategy, self.state, schedule, compiled)
+        self.iterator = iter(
+            strategy.distribute_datasets_from_function(
+                lambda context: train_dataset(config, source, 0, 1000, context)
+            )
+        )
+
+    def train(self, num_steps: int) -> steps.TrainMetrics:
+        metrics = self.loop(self.iterator, tf.constant(num_steps))
+        return steps.TrainMetrics(*(values.numpy() for values in metrics))
+
+    def variables(self) -> dict[str, np.ndarray]:
+        """All of the state: weights, statistics, slots, averages, counters."""
+        return {f"{index} {v.name}": v.numpy() for index, v in enumerate(self.state.variables)}
+
+
+def relative(a: np.ndarray, b: np.ndarray) -> float:
+    """The distance in units of b's norm; of 0.01 an entry where b is smaller, as biases that start
+    at zero are after a few steps."""
+    return float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 0.01 * np.sqrt(np.size(b))))
+
+
+class Poisoned:
+    """A source of which one image is all white, for models that cannot bear that."""
+
+    def __init__(self, source, index: int):
+        self.class_names, self.channels = source.class_names, source.channels
+        self.image_shape, self._source, self._index = source.image_shape, source, index
+
+    def __len__(self):
+        return len(self._source)
+
+    def fetch(self, indices):
+        images, labels = self._source.fetch(indices)
+        white = (indices == self._index)[:, None, None, None]
+        return tf.where(white, np.uint8(255), images), labels
+
+
+class Case(NamedTuple):
+    """Settings on top of the default recipe, and the lengths of the loops to run."""
+
+    settings: tuple[str, ...]
+    lengths: tuple[int, ...]
+    poison: tuple[int, int] | None = None  # a step and a row of its global batch
+
+
+def play(case: Case, source, strategy: tf.distribute.Strategy) -> dict[str, np.ndarray]:
+    """Every metric of every step, as `metrics NAME`, and every variable, as `before INDEX NAME` and
+    after each loop as `after LOOP INDEX NAME`; that all replicas hold the same is asserted."""
+    config = config_lib.override(config_lib.load("configs/digits_resnet20.py"), case.settings)
+    if case.poison is not None:
+        step, row = case.poison
+        source = Poisoned(source, int(batch_indices(config, source, step)[row]))
+    run = Run(config, source, strategy)
+    values: dict[str, Any] = {f"before {name}": v for name, v in run.variables().items()}
+    metrics = []
+    for loop, length in enumerate(case.lengths):
+        metrics.append(run.train(length))
+        values |= {f"after {loop} {name}": v for name, v in run.variables().items()}
+        for variable in run.state.variables:
+            first, *others = strategy.experimental_local_results(variable)
+            for other in others:
+                np.testing.assert_array_equal(first, other)
+    assert run.loop.experimental_get_tracing_count() == 1
+    for name in steps.TrainMetrics._fields:
+        values[f"metrics {name}"] = np.concatenate([getattr(m, name) for m in metrics])
+    return values
+
+
+def main() -> None:
+    cases, folder, data_dir = sys.argv[1:]
+    MODELS.update(dict.fromkeys(small_models.NAMES, "tests.small_models"))
+    cluster = tf_config_cluster()
+    assert cluster is not None
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    source = open_source(config_lib.load("configs/digits_resnet20.py"), "train", data_dir)
+    for name, case in json.loads(cases).items():
+        values = play(Case(*case), source, strategy)
+        np.savez(Path(folder) / f"{name}-{cluster.rank}.npz", **values)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    main()
