@@ -75,4 +75,23 @@ def overflowing(config: Config) -> Overflowing:
     return Overflowing(config.model.num_classes)
 
 
-NAMES = ("linear", "resnet8", "convnet", "fragile", "overflowing")
+class Hungry(tf_keras.Model):
+    """Softmax regression with an activation of 2^40 numbers an image: no machine has the memory."""
+
+    def __init__(self, num_classes: int):
+        super().__init__(name="hungry")
+        self.flatten = layers.Flatten()
+        self.head = layers.Dense(num_classes, name="head")
+
+    def call(self, images, training=False):  # pyright: ignore[reportIncompatibleMethodOverride]
+        del training
+        logits = self.head(self.flatten(images))
+        one = logits[:, :1]
+        return logits + tf.reduce_mean(tf.tile(one[..., None], [1, 2**20, 2**20]), axis=-1)[:, :1]
+
+
+def hungry(config: Config) -> Hungry:
+    return Hungry(config.model.num_classes)
+
+
+NAMES = ("linear", "resnet8", "convnet", "fragile", "overflowing", "hungry")

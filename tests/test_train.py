@@ -98,6 +98,20 @@ def test_a_divergence_is_named_and_the_checkpoint_kept(linear_config, data_dir, 
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
+def test_a_lack_of_memory_says_what_to_try(linear_config, data_dir, tmp_path):
+    """TensorFlow's own allocator refuses, in the first loop."""
+    config = dataclasses.replace(with_model(linear_config, "hungry"), accumulation_steps=3)
+    with pytest.raises(UserError) as caught:
+        _train(config, tmp_path, data_dir, num_replicas=2)
+    message = str(caught.value)
+    assert message.startswith(
+        "out of memory with 16 images at a time (data.global_batch_size 96 / 2 replica(s) / "
+        "accumulation_steps 3): try --set accumulation_steps=6, "
+    )
+    assert len(message.splitlines()) == 1
+    assert read_records(tmp_path / "metrics.jsonl", "train") == []
+
+
 def test_an_evaluation_that_miscounts_is_a_bug(linear_config, data_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "eval_steps", lambda *args: 1)  # 256 of the 360
     with pytest.raises(AssertionError, match=r"evaluated 256.0 examples of 360"):
