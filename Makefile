@@ -1,9 +1,9 @@
-# make train | test | test-slow | check | tensorboard | clean. `make train ARGS="--set seed=1"`.
+# make train | test | test-slow | check | bench | tensorboard | clean. `make train ARGS="--set seed=1"`.
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: train test test-slow check format tensorboard clean
+.PHONY: train test test-slow check format bench tensorboard clean
 
 train: .venv/installed
 	$(BIN)/python -m trainer.main --strategy=mirrored $(ARGS)
@@ -22,6 +22,9 @@ check: .venv/installed-dev
 format: .venv/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: .venv/installed
+	$(BIN)/python -m benchmarks.step $(ARGS)
 
 tensorboard: .venv/installed
 	$(BIN)/tensorboard --logdir runs

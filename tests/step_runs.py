@@ -19,7 +19,7 @@ from trainer import config as config_lib
 from trainer import steps
 from trainer.cluster import tf_config_cluster
 from trainer.config import Config
-from trainer.data.pipeline import batch_indices, train_dataset
+from trainer.data.pipeline import batch_indices, distribute, train_dataset
 from trainer.data.source import open_source
 from trainer.models import MODELS
 from trainer.optim import make_schedule
@@ -40,9 +40,7 @@ class Run:
         compiled = compiled or choose_compilation(config, strategy).compiled
         self.loop = make_train_loop(config, strategy, self.state, schedule, compiled)
         self.iterator = iter(
-            strategy.distribute_datasets_from_function(
-                lambda context: train_dataset(config, source, 0, 1000, context)
-            )
+            distribute(strategy, lambda context: train_dataset(config, source, 0, context))
         )
 
     def train(self, num_steps: int) -> steps.TrainMetrics:

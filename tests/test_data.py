@@ -102,9 +102,10 @@ def _steps(config, source, start, stop, num_workers=1, replicas_per_worker=1):
                 config,
                 source,
                 start,
-                stop,
                 _context(worker, num_workers, num_workers * replicas_per_worker),
-            ).as_numpy_iterator()
+            )
+            .take((stop - start) * replicas_per_worker)
+            .as_numpy_iterator()
         )
         for worker in range(num_workers)
     ]

@@ -66,8 +66,8 @@ def test_the_indices_are_those_that_the_pipeline_feeds(fragile_config, digits):
         parts = []
         for worker in range(2):
             context = tf.distribute.InputContext(2, worker, 2)
-            dataset = train_dataset(fragile_config, digits, step, step + 1, context)
-            parts += [images.numpy() for images, _ in dataset]
+            dataset = train_dataset(fragile_config, digits, step, context)
+            parts += [images.numpy() for images, _ in dataset.take(1)]
         indices = batch_indices(fragile_config, digits, step)
         images, _ = digits.fetch(tf.constant(indices))
         np.testing.assert_array_equal(np.concatenate(parts), images)

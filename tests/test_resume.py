@@ -103,7 +103,9 @@ def _assert_ended_the_same(workdir: Path, reference: Path) -> None:
         )
         assert [record["step"] for record in records] == steps
         assert records == others
-    assert len((workdir / "metrics.jsonl").read_text().splitlines()) == _STEPS + _EPOCHS
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    starts = read_records(workdir / "metrics.jsonl", "startup")  # one for each start
+    assert len(lines) == _STEPS + _EPOCHS + len(starts)
     for folder, tag, steps in (
         ("train", "accuracy", range(1, _STEPS + 1)),
         ("eval", "ema_top1_accuracy", _EVALS),

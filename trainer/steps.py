@@ -13,7 +13,7 @@ number of replicas computes the same step.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import tensorflow as tf
 import tf_keras
@@ -80,8 +80,6 @@ def make_train_loop(
     """
     num_replicas = strategy.num_replicas_in_sync
     global_batch_size = config.data.global_batch_size
-    replica_batch_size = global_batch_size // num_replicas
-    micro_batch_size = replica_batch_size // config.accumulation_steps
     weights = state.model.trainable_variables
     statistics = state.model.non_trainable_variables  # batch norm's moving means and variances
 
@@ -106,14 +104,14 @@ def make_train_loop(
     def replica_step(step: tf.Tensor, images: tf.Tensor, labels: tf.Tensor) -> TrainMetrics:
         # A copy, since forward passes move the statistics and a bad step must leave no trace.
         statistics_before = [tf.identity(variable) for variable in statistics]
-        totals = forward_backward(images[:micro_batch_size], labels[:micro_batch_size])
-        for start in range(micro_batch_size, replica_batch_size, micro_batch_size):
-            rows = slice(start, start + micro_batch_size)
+        totals: Any = None
+        parts = (tf.split(batch, config.accumulation_steps) for batch in (images, labels))
+        for part in zip(*parts, strict=True):
             # One after the other: else the executor would start all of them, and hold the
             # activations of all at once.
-            with tf.control_dependencies(tf.nest.flatten(totals)):
-                parts = forward_backward(images[rows], labels[rows])
-            totals = tf.nest.map_structure(tf.add, totals, parts)
+            with tf.control_dependencies([] if totals is None else tf.nest.flatten(totals)):
+                values = forward_backward(*part)
+            totals = values if totals is None else tf.nest.map_structure(tf.add, totals, values)
         gradients, loss, accuracy = totals
 
         # Without SyncBN each replica saw other statistics: their mean keeps the copies equal.
@@ -122,13 +120,13 @@ def make_train_loop(
             (gradients, loss, accuracy, uneven), num_replicas
         )
 
-        squares = tf.stack([tf.nn.l2_loss(gradient) for gradient in gradients])  # halved norms
+        squares = tf.stack([tf.nn.l2_loss(gradient) for gradient in gradients])  # half of each
         gradient_norm = tf.sqrt(2.0 * tf.reduce_sum(squares))
         finite = tf.math.is_finite(gradient_norm) & tf.math.is_finite(loss)
         left_out = tf.reduce_any(state.left_out == step)
         learning_rate = schedule(step) * state.rate_factor
 
-        def apply() -> tf.Tensor:
+        def apply() -> tuple[tf.Tensor, tf.Tensor]:
             clipped = gradients
             if config.optimizer.clip_norm is not None:
                 factor = config.optimizer.clip_norm / tf.maximum(
@@ -141,19 +139,19 @@ def make_train_loop(
             state.optimizer.apply(weights, clipped, learning_rate)
             state.applied_steps.assign_add(1)
             _update_ema(config, state)
-            return tf.constant(1.0)
+            return tf.constant(1.0), tf.constant(-1.0)
 
-        def skip() -> tf.Tensor:
+        def skip() -> tuple[tf.Tensor, tf.Tensor]:
             for variable, before in zip(statistics, statistics_before, strict=True):
                 variable.assign(before)
-            return tf.constant(0.0)
+            return tf.constant(0.0), _last_bad(squares)
 
         loss_scale = tf.constant(1.0) if state.loss_scale is None else tf.identity(state.loss_scale)
-        applied = tf.cond(finite & ~left_out, apply, skip)
+        applied, bad_variable = tf.cond(finite & ~left_out, apply, skip)
         if state.loss_scale is not None:
             _update_loss_scale(state.loss_scale, state.good_steps, finite)
         return TrainMetrics(
-            loss, accuracy, learning_rate, gradient_norm, loss_scale, applied, _last_bad(squares)
+            loss, accuracy, learning_rate, gradient_norm, loss_scale, applied, bad_variable
         )
 
     if compiled == "forward_backward":
@@ -163,24 +161,18 @@ def make_train_loop(
 
     @tf.function
     def train_loop(iterator, num_steps):
-        arrays = tuple(
-            tf.TensorArray(tf.float32, size=num_steps, element_shape=())
-            for _ in TrainMetrics._fields
-        )
+        num_metrics = len(TrainMetrics._fields)
+        rows = tf.TensorArray(tf.float32, size=num_steps, element_shape=(num_metrics,))
         first = tf.identity(state.global_step)
         for index in tf.range(num_steps):
             step = first + tf.cast(index, tf.int64)
             images, labels = next(iterator)
+            metrics = strategy.run(replica_step, args=(step, images, labels))
             # All replicas return the same values: the first one's stand for all.
-            metrics = tf.nest.map_structure(
-                lambda value: strategy.experimental_local_results(value)[0],
-                strategy.run(replica_step, args=(step, images, labels)),
-            )
-            arrays = tuple(
-                array.write(index, value) for array, value in zip(arrays, metrics, strict=True)
-            )
+            first_replica = [strategy.experimental_local_results(value)[0] for value in metrics]
+            rows = rows.write(index, tf.stack(first_replica))
         state.global_step.assign(first + tf.cast(num_steps, tf.int64))
-        return TrainMetrics(*(array.stack() for array in arrays))
+        return TrainMetrics(*tf.unstack(rows.stack(), num_metrics, axis=1))
 
     return train_loop
 

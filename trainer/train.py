@@ -13,7 +13,7 @@ import tensorflow as tf
 from trainer import divergence
 from trainer.checkpoint import Checkpoints, run_metadata
 from trainer.config import Config
-from trainer.data.pipeline import eval_dataset, eval_steps, train_dataset
+from trainer.data.pipeline import distribute, eval_dataset, eval_steps, train_dataset
 from trainer.data.source import open_source
 from trainer.errors import DivergedError, PreemptedError, UserError
 from trainer.optim import make_schedule
@@ -93,10 +93,9 @@ def train_and_evaluate(
 
     # 4. Input from this step on, and the compiled loops.
     def input_from(step: int) -> Iterator:
-        dataset = strategy.distribute_datasets_from_function(
-            lambda context: train_dataset(config, train_source, step, total_steps, context)
+        return iter(
+            distribute(strategy, lambda context: train_dataset(config, train_source, step, context))
         )
-        return iter(dataset)
 
     iterator = input_from(step)
     schedule = make_schedule(config, steps_per_epoch, total_steps)
@@ -299,9 +298,7 @@ def _loop_steps(loop_steps: int, done: int, seconds: float) -> int:
 
 def _make_evaluate(config: Config, strategy, state: TrainState, source):
     """`evaluate()`: the metrics of all examples of `source`, of the weights and of their EMA."""
-    dataset = strategy.distribute_datasets_from_function(
-        lambda context: eval_dataset(config, source, context)
-    )
+    dataset = distribute(strategy, lambda context: eval_dataset(config, source, context))
     num_steps = tf.constant(eval_steps(config, source, strategy.num_replicas_in_sync))
     models = {"": state.model}
     if state.ema_model is not None:

@@ -1,6 +1,7 @@
 """Batches for each replica, as tf.data: a pure function of the step, for any number of workers."""
 
 import math
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import tensorflow as tf
@@ -12,13 +13,9 @@ from trainer.data.transform import eval_images, train_images
 
 
 def train_dataset(
-    config: Config,
-    source: Source,
-    start_step: int,
-    total_steps: int,
-    context: tf.distribute.InputContext,
+    config: Config, source: Source, start_step: int, context: tf.distribute.InputContext
 ) -> tf.data.Dataset:
-    """The batches of one worker for the steps from `start_step` on: `(images, labels)`.
+    """The batches of one worker for all steps from `start_step` on: `(images, labels)`.
 
     One element is one replica's part of one global batch; a worker's replicas take turns. Replica
     `r` of all has the rows `r * per_replica_batch_size` and following of the global batch. Batches
@@ -36,9 +33,26 @@ def train_dataset(
         images, labels = source.fetch(shuffled_indices(positions, len(source), config.seed))
         return train_images(images, positions, config, source.channels), labels
 
-    elements = tf.data.Dataset.range(start_step * local_replicas, total_steps * local_replicas)
+    # Without an end: of one that has an end, all workers would ask each other at each step whether
+    # they have reached it.
+    elements = tf.data.Dataset.counter(start_step * local_replicas)
     batches = elements.map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return _without_sharding(batches.prefetch(tf.data.AUTOTUNE))
+
+
+def distribute(
+    strategy: tf.distribute.Strategy,
+    make_dataset: Callable[[tf.distribute.InputContext], tf.data.Dataset],
+) -> Iterable:
+    """What the loops of steps.py iterate over: elements for each replica of this worker.
+
+    To a single replica on a CPU, tf.data hands its elements itself: through the iterator that feeds
+    devices, each would cost 0.2 ms more.
+    """
+    (device, *others) = strategy.extended.worker_devices
+    if strategy.num_replicas_in_sync == 1 and not others and "CPU" in device:
+        return make_dataset(tf.distribute.InputContext())
+    return strategy.distribute_datasets_from_function(make_dataset)
 
 
 def batch_indices(config: Config, source: Source, step: int) -> np.ndarray:

@@ -1,0 +1,136 @@
+"""How step.py speaks with a contender: a line of JSON or a word at a time. Standard library only.
+
+    stdout  {"ready": true, "parameters": 272474, "versions": {…}, "first_step_s": 8.1, …}
+    stdin   run 20
+    stdout  {"seconds": 2.31, "cpu_seconds": 4.5, "steps": 20, "loss": 1.9}
+    stdin   memory
+    stdout  {"peak_rss_bytes": 1234567890}
+    stdin   quit
+
+Import this first: the clock of `first_step_s` starts here, before the libraries are imported.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+STARTED = time.monotonic()
+WARM_UP_SECONDS = 1.0
+CLASSES = {"resnet20": 10, "resnet50": 1000, "dense": 10}
+# What all contenders train with. Small enough a rate that a batch seen a thousand times does not
+# diverge, at any precision.
+LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, LABEL_SMOOTHING = 0.01, 0.9, 1e-4, 0.1
+BN_MOMENTUM, BN_EPSILON = 0.9, 1e-5
+
+
+class Request(NamedTuple):
+    """What a contender is asked for."""
+
+    model: str  # resnet20, resnet50 or dense
+    batch: int  # images a step
+    image_size: int  # height and width, pixels
+    precision: str  # float32 or bfloat16
+    threads: int  # that one operation may use
+    variant: str  # of a file that serves several contenders, which one
+
+    @property
+    def channels(self) -> int:
+        return 1 if self.model == "dense" else 3
+
+    @property
+    def classes(self) -> int:
+        return CLASSES[self.model]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int, int]:
+        return (self.batch, self.image_size, self.image_size, self.channels)
+
+
+def read_request() -> Request:
+    """From the command line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", choices=CLASSES, required=True)
+    parser.add_argument("--batch", type=int, required=True)
+    parser.add_argument("--image_size", type=int, required=True)
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--variant", default="")
+    return Request(**vars(parser.parse_args()))
+
+
+def versions(*packages: str) -> dict[str, str]:
+    return {"python": sys.version.split()[0]} | {name: version(name) for name in packages}
+
+
+def serve(
+    run: Callable[[int], tuple[int, float]],
+    parameters: int,
+    packages: Mapping[str, str],
+    commands: Mapping[str, Callable[[], dict]] | None = None,
+) -> None:
+    """Warms up, says ready, then answers until `quit` or the end of stdin.
+
+    Args:
+        run: trains at least so many steps, waits until they are done, and returns how many they
+            were and the last loss.
+        parameters: how many numbers the model trains.
+        packages: versions, for the report.
+        commands: more words and what answers them.
+    """
+    # Answers own stdout from here on; whatever a library prints goes to stderr.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def answer(values: dict) -> None:
+        print(json.dumps(values), file=answers, flush=True)
+
+    run(1)
+    first_step_s = time.monotonic() - STARTED
+    steps, seconds = 0, 0.0
+    while seconds < WARM_UP_SECONDS:
+        started = time.monotonic()
+        steps, _ = run(max(1, 2 * steps))
+        seconds = time.monotonic() - started
+    answer(
+        {
+            "ready": True,
+            "parameters": parameters,
+            "versions": dict(packages),
+            "first_step_s": first_step_s,
+            "seconds_per_step": seconds / steps,
+        }
+    )
+    for line in sys.stdin:
+        word, _, argument = line.strip().partition(" ")
+        if word == "run":
+            started, cpu_started = time.monotonic(), time.process_time()
+            done, loss = run(int(argument))
+            seconds = time.monotonic() - started
+            # Of all threads: much below threads * seconds, something else had the cores.
+            cpu_seconds = time.process_time() - cpu_started
+            answer({"seconds": seconds, "cpu_seconds": cpu_seconds, "steps": done, "loss": loss})
+        elif word == "memory":
+            answer({"peak_rss_bytes": peak_rss_bytes()})
+        elif commands and word in commands:
+            answer(commands[word]())
+        elif word == "quit":
+            return
+        else:
+            raise ValueError(f"{word!r} is not a word of this protocol")
+
+
+def peak_rss_bytes() -> int:
+    """The largest resident set of this process so far.
+
+    Not `ru_maxrss`: a process inherits that of the one which started it.
+    """
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("/proc/self/status has no VmHWM")

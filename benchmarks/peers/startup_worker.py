@@ -1,0 +1,43 @@
+"""A process of benchmarks/startup.py: from the command to the end of the first step, in parts.
+
+Prints `{"interpreter": s, "TensorFlow": s, …}`, in the order in which they happen.
+"""
+
+import time
+
+BEGAN = time.time()  # the wall clock: the process that started this one looked at it too
+
+import json  # noqa: E402
+import sys  # noqa: E402
+
+
+def main() -> None:
+    model, batch, image_size, started = sys.argv[1:]
+    laps = {"interpreter": BEGAN - float(started)}
+    last = BEGAN
+
+    def lap(name: str) -> None:
+        nonlocal last
+        laps[name] = time.time() - last
+        last = time.time()
+
+    import tensorflow as tf
+
+    lap("import of TensorFlow")
+    from benchmarks.peers import ours, protocol
+
+    lap("import of the rest")
+    request = protocol.Request(model, int(batch), int(image_size), "float32", 0, "")
+    loop = ours.Loop(request, tf.distribute.OneDeviceStrategy("/CPU:0"))
+    lap("build")
+    loop.train_loop.get_concrete_function(loop.iterator, tf.constant(1))
+    lap("trace")
+    loop.run(1)
+    lap("compile and first step")
+    loop.run(1)
+    lap("second step")
+    print(json.dumps(laps))
+
+
+if __name__ == "__main__":
+    main()

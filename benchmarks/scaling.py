@@ -1,0 +1,233 @@
+"""Data parallel, weak scaling on one machine: 2 workers of 1 core each against 1 worker of 1 core.
+
+    python -m benchmarks.scaling --out benchmarks/scaling-DATE.md
+
+Each worker is pinned to a core of its own and trains the same batch a step; so the ideal is the
+same time a step, and the efficiency is `time alone / time of two`. Two cores share the memory's
+bandwidth, the last cache and the clock, whatever runs on them: "side by side" are two workers that
+do not know of each other, the baseline that has this cost and no communication. Workers start anew
+for each measurement, the kinds in turns. Communication is loopback, MultiWorkerMirroredStrategy,
+our train loop; its volume is read from the graph.
+"""
+
+import contextlib
+import json
+import os
+import shlex
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import app, flags
+
+from benchmarks.machine import ROOT, hardware, say
+
+
+class Case(NamedTuple):
+    model: str
+    batch: int  # images a step of each worker
+    image_size: int  # pixels
+
+
+CASES = {"resnet20": Case("resnet20", 64, 32), "resnet50": Case("resnet50", 8, 224)}
+GOAL = 0.90
+# What is worked out on paper: a ring of how many, and what each can send (and receive) at once.
+RINGS = [
+    ("8 GPUs of a machine, 200 GB/s each", 8, 200e9),
+    ("64 machines, 100 Gbit/s each", 64, 12.5e9),
+    ("64 machines, 25 Gbit/s each", 64, 3.125e9),
+]
+
+_CASES = flags.DEFINE_list("cases", list(CASES), "Which cases.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Starts of each kind.", lower_bound=1)
+_SECONDS = flags.DEFINE_float("seconds", 8.0, "About how long one measurement lasts.")
+_SYNC_BN = flags.DEFINE_list("sync_bn", ["false", "true"], "Batch norm over all workers, or not.")
+_PROCESSES = flags.DEFINE_list("processes", ["2"], "Numbers of workers to count the traffic of.")
+_OUT = flags.DEFINE_string("out", None, "The Markdown file to write, beside printing it.")
+_JSON = flags.DEFINE_string("json", None, "A file for all numbers.")
+
+
+def start(case: Case, core: int, steps: int, sync_bn: bool = False, tf_config: dict | None = None):
+    """One worker that measures so many steps; 0: as many as fit in --seconds."""
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
+    environment.pop("TF_CONFIG", None)
+    if tf_config:
+        environment["TF_CONFIG"] = json.dumps(tf_config)
+    command = [sys.executable, "-m", "benchmarks.peers.scaling_worker"]
+    command += [f"--model={case.model}", f"--batch={case.batch}"]
+    command += [f"--image_size={case.image_size}", f"--core={core}"]
+    command += [f"--steps={steps}", f"--seconds={_SECONDS.value}"] + ["--sync_bn"] * sync_bn
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def results(processes: Sequence[subprocess.Popen]) -> list[dict[str, Any]]:
+    """Lets all begin at once, when all are ready, and waits for their answers."""
+    try:
+        for process in processes:
+            line = process.stdout.readline()
+            if line != "ready\n":
+                raise RuntimeError(f"a worker ended:\n{process.communicate()[1][-4000:]}")
+        for process in processes:
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        answers = []
+        for process in processes:
+            output, errors = process.communicate()
+            if process.returncode:
+                raise RuntimeError(f"a worker ended:\n{errors[-4000:]}")
+            answers.append(json.loads(output))
+        return answers
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+
+
+def free_ports(number: int) -> list[int]:
+    with contextlib.ExitStack() as stack:  # all open at once: no two the same
+        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for one in sockets:
+            one.bind(("localhost", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def cluster(case: Case, cores: Sequence[int], number: int, steps: int, sync_bn: bool):
+    """The answers of `number` workers that train together."""
+    addresses = [f"localhost:{port}" for port in free_ports(number)]
+    tasks = [{"type": "worker", "index": index} for index in range(number)]
+    return results(
+        [
+            start(
+                case,
+                cores[index % len(cores)],
+                steps,
+                sync_bn,
+                {"cluster": {"worker": addresses}, "task": task},
+            )
+            for index, task in enumerate(tasks)
+        ]
+    )
+
+
+def measure(case: Case, cores: Sequence[int], sync_bn: Sequence[bool]) -> dict[str, list[float]]:
+    """Seconds a step: of one worker alone, of two side by side, of two together."""
+    steps = results([start(case, cores[0], 0)])[0]["steps"]  # as many in every measurement
+    found: dict[str, list[float]] = {"alone": [], "side by side": []}
+    found |= {f"together, sync_bn={flag}": [] for flag in sync_bn}
+    for index in range(_ROUNDS.value):
+        alone = results([start(case, cores[index % 2], steps)])
+        pair = results([start(case, core, steps) for core in cores])
+        found["alone"].append(alone[0]["seconds_per_step"])
+        # Two that train together wait for the slower one in each step.
+        found["side by side"].append(max(answer["seconds_per_step"] for answer in pair))
+        for flag in sync_bn:
+            answers = cluster(case, cores, 2, steps, flag)
+            found[f"together, sync_bn={flag}"].append(
+                max(answer["seconds_per_step"] for answer in answers)
+            )
+        say(f"{case.model}: round {index + 1} of {_ROUNDS.value}")
+    return found
+
+
+def table(case: Case, found: dict[str, list[float]]) -> str:
+    medians = {kind: statistics.median(values) for kind, values in found.items()}
+    lines = [
+        "| | ms a step, median | least to most | images/s in all | efficiency against alone "
+        "| against side by side |",
+        "|---|---|---|---|---|---|",
+    ]
+    for kind, values in found.items():
+        workers = 1 if kind == "alone" else 2
+        against = {"alone": [], "side by side": ["alone"]}.get(kind, ["alone", "side by side"])
+        efficiencies = [f"{medians[other] / medians[kind]:.3f}" for other in against]
+        cells = [
+            kind,
+            f"{1e3 * medians[kind]:.4g}",
+            f"{1e3 * min(values):.4g} to {1e3 * max(values):.4g}",
+            f"{workers * case.batch / medians[kind]:.4g}",
+            *[*efficiencies, "", ""][:2],
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def traffic(case: Case, cores: Sequence[int], sync_bn: Sequence[bool]) -> tuple[str, list[dict]]:
+    """What one worker hands over to be reduced in a step, by number of workers."""
+    lines = [
+        "| workers | sync_bn | reductions a step | MB a step of a worker |",
+        "|---|---|---|---|",
+    ]
+    rows = []
+    for number in (int(text) for text in _PROCESSES.value):
+        for flag in sync_bn:
+            answer = cluster(case, cores, number, 1, flag)[0]
+            count, size = len(answer["reduced_bytes"]), sum(answer["reduced_bytes"])
+            lines.append(f"| {number} | {flag} | {count} | {size / 1e6:.3f} |")
+            rows.append({"workers": number, "sync_bn": flag, **answer})
+    return "\n".join(lines), rows
+
+
+def on_paper(rows: Sequence[dict[str, Any]]) -> str:
+    """How long a ring takes: each sends `2 (n - 1) / n` times the bytes. Latency is left out."""
+    lines = [
+        f"On paper, reducing after the backward pass, without overlap and without latency:\n\n"
+        f"| ring | sync_bn | ms to reduce | efficiency ≥ {GOAL:g} where a step alone takes |",
+        "|---|---|---|---|",
+    ]
+    two = [row for row in rows if row["workers"] == 2]
+    for title, number, bandwidth in RINGS:
+        for row in two:
+            sent = 2 * (number - 1) / number * sum(row["reduced_bytes"])
+            ms = 1e3 * sent / bandwidth
+            # compute / (compute + ms) = GOAL
+            least = ms * GOAL / (1 - GOAL)
+            lines.append(f"| {title} | {row['sync_bn']} | {ms:.3g} | ≥ {least:.3g} ms |")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> None:
+    unknown = (set(_CASES.value) - set(CASES)) | set(argv[1:])
+    if unknown or not set(_SYNC_BN.value) <= {"false", "true"}:
+        raise app.UsageError(f"cases are {', '.join(CASES)}; sync_bn is false, true or both")
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    if len(cores) < 2:
+        raise app.UsageError("two cores are needed")
+    flags_of_bn = [text == "true" for text in _SYNC_BN.value]
+    document = [
+        "# Data parallel, weak scaling",
+        f"`python -m benchmarks.scaling {shlex.join(sys.argv[1:])}`, "
+        f"{time.strftime('%Y-%m-%d %H:%M')}, on {hardware()}; one core a worker, float32, "
+        f"n = {_ROUNDS.value} starts of each kind, in turns. Goal: efficiency ≥ {GOAL:g}.",
+    ]
+    raw: dict[str, Any] = {"hardware": hardware(), "argv": sys.argv[1:], "cases": {}}
+    for name in _CASES.value:
+        case = CASES[name]
+        document.append(f"## {case.model}, {case.batch} images a worker")
+        load = os.getloadavg()[0]
+        found = measure(case, cores, flags_of_bn)
+        volume, rows = traffic(case, cores, flags_of_bn)
+        document += [f"Load before: {load:.2f}.", table(case, found), volume]
+        document.append(on_paper(rows))
+        raw["cases"][name] = {"load": load, "seconds_per_step": found, "traffic": rows}
+        if _OUT.value:
+            Path(_OUT.value).write_text("\n\n".join(document) + "\n", encoding="utf-8")
+        if _JSON.value:
+            Path(_JSON.value).write_text(json.dumps(raw, indent=1), encoding="utf-8")
+    print("\n\n".join(document))
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,335 @@
+"""The train step against its peers: the same model, batch, precision and threads, on the CPU.
+
+    python -m benchmarks.step --out benchmarks/step-DATE.md --json benchmarks/step-DATE.json
+
+Every contender is a process of its own (benchmarks/peers/), peers in environments of their own,
+made on first use in .venv-benchmarks/ (some 6 GB). The processes of a case are all started, then
+take turns, one at work at a time: round after round, each round beginning with another. What is
+compared are medians over the rounds. `limit` is the model's convolutions alone.
+
+All of them see one batch that stays in memory: this measures the step, not the input. Peers get it
+normalised already; ours gets bytes and normalises them in the step, as in training.
+"""
+
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import app, flags
+
+from benchmarks.machine import ROOT, hardware, say
+
+ENVIRONMENTS = ROOT / ".venv-benchmarks"
+
+
+class Case(NamedTuple):
+    """`goals`: by how much ours is to be faster than a contender, as a factor."""
+
+    model: str
+    batch: int  # images a step
+    image_size: int  # pixels
+    precision: str
+    goals: Mapping[str, float]
+
+
+class Contender(NamedTuple):
+    """`environment`: that of benchmarks/requirements-<environment>.txt, or "" for our own."""
+
+    title: str
+    environment: str
+    module: str  # in benchmarks/peers
+    variant: str = ""
+
+
+_TF_GOALS_20 = {"keras_fit": 2.5, "keras_loop": 1.3, "model_garden": 1.1}
+_TF_GOALS_50 = {"keras_fit": 1.6, "keras_loop": 1.2, "model_garden": 1.1}
+CASES = {
+    "resnet20_fp32": Case("resnet20", 128, 32, "float32", {**_TF_GOALS_20, "torch": 1.5}),
+    "resnet20_bf16": Case("resnet20", 128, 32, "bfloat16", {**_TF_GOALS_20, "torch": 1.2}),
+    "resnet50_fp32": Case("resnet50", 16, 224, "float32", {**_TF_GOALS_50, "torch": 1.3}),
+    "resnet50_bf16": Case("resnet50", 16, 224, "bfloat16", {**_TF_GOALS_50, "torch": 1.1}),
+    "dense": Case("dense", 8, 8, "float32", {"keras_fit": 10.0, "model_garden": 1.0}),
+}
+CONTENDERS = {
+    "ours": Contender("ours", "", "ours"),
+    "limit": Contender("convolutions alone", "", "limit"),
+    "keras_fit": Contender("Keras 3 `fit`", "keras", "keras_fit"),
+    "keras_fit_xla": Contender("Keras 3 `fit`, jit_compile=True", "keras", "keras_fit", "xla"),
+    "keras_fit_loop100": Contender(
+        "Keras 3 `fit`, steps_per_execution=100", "keras", "keras_fit", "loop100"
+    ),
+    "keras_loop": Contender("Keras 3, custom loop", "keras", "keras_loop"),
+    "model_garden": Contender("Model Garden (orbit)", "model-garden", "model_garden"),
+    "torch_eager": Contender("PyTorch, eager", "torch", "torch_eager_and_compile"),
+    "torch_compile": Contender(
+        "PyTorch, torch.compile", "torch", "torch_eager_and_compile", "compile"
+    ),
+}
+# At most so many peers at once with a model, so that all processes fit in 24 GiB of memory.
+PEERS_AT_ONCE = {"resnet20": 8, "resnet50": 2, "dense": 8}
+# Not every contender says something about every model.
+LEFT_OUT = {"resnet20": ["keras_fit_loop100"], "resnet50": ["keras_fit_loop100"]}
+LEFT_OUT["dense"] = ["limit", "keras_fit_xla"]
+
+_CASES = flags.DEFINE_list("cases", list(CASES), "Which cases.")
+_ONLY = flags.DEFINE_list("only", [], "Which peers; empty for all.")
+_ROUNDS = flags.DEFINE_integer("rounds", 7, "Measurements of each contender.", lower_bound=1)
+_SECONDS = flags.DEFINE_float("seconds", 4.0, "About how long one measurement lasts.")
+_THREADS = flags.DEFINE_integer("threads", 2, "CPU cores to use.", lower_bound=1)
+_OUT = flags.DEFINE_string("out", None, "The Markdown file to write, beside printing it.")
+_JSON = flags.DEFINE_string("json", None, "A file for all numbers.")
+
+
+def python_of(environment: str) -> str:
+    """The interpreter of an environment, made now if it is not there or was made for other pins."""
+    if not environment:
+        return sys.executable
+    folder = ENVIRONMENTS / environment
+    python = folder / "bin" / "python"
+    wanted = (ROOT / "benchmarks" / f"requirements-{environment}.txt").read_text(encoding="utf-8")
+    installed = folder / "installed.txt"
+    if not installed.exists() or installed.read_text(encoding="utf-8") != wanted:
+        say(f"installing benchmarks/requirements-{environment}.txt in {folder}")
+        venv.create(folder, with_pip=True, clear=True)
+        (ENVIRONMENTS / ".gitignore").write_text("*\n", encoding="utf-8")
+        requirements = ROOT / "benchmarks" / f"requirements-{environment}.txt"
+        subprocess.run(
+            [python, "-m", "pip", "install", "--quiet", "-r", requirements],
+            check=True,
+            stdout=sys.stderr,
+        )
+        installed.write_text(wanted, encoding="utf-8")
+    return str(python)
+
+
+class Worker:
+    """A contender's process, ready to run steps."""
+
+    def __init__(self, name: str, case: Case, threads: int):
+        self.contender = CONTENDERS[name]
+        # Open for as long as the process runs.
+        self._log = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
+        command = [python_of(self.contender.environment), "-m"]
+        command += [f"benchmarks.peers.{self.contender.module}", f"--model={case.model}"]
+        command += [f"--batch={case.batch}", f"--image_size={case.image_size}"]
+        command += [f"--precision={case.precision}", f"--threads={threads}"]
+        command += [f"--variant={self.contender.variant}"]
+        # The CPU is measured; and torch.compile's cache would make a second start look quicker.
+        environment = {"CUDA_VISIBLE_DEVICES": "-1", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
+        self._process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+        )
+        self.ready = self._answer()
+
+    def ask(self, line: str) -> dict[str, Any]:
+        assert self._process.stdin
+        self._process.stdin.write(f"{line}\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        if not line:
+            self._log.seek(0)
+            raise RuntimeError(f"{self.contender.title} ended:\n{self._log.read()[-4000:]}")
+        return json.loads(line)
+
+    def close(self) -> None:
+        self._process.communicate("quit\n")
+        self._log.close()
+
+
+class Row(NamedTuple):
+    """One contender's measurements in one group."""
+
+    name: str
+    images_per_second: list[float]
+    seconds_per_step: list[float]
+    cores: list[float]  # busy, on average, a measurement
+    peak_rss_bytes: int
+    ready: dict[str, Any]
+    runs: list[dict[str, Any]]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.images_per_second)
+
+
+def measure(names: Sequence[str], case: Case, rounds: int, seconds: float, threads: int):
+    """The rows of contenders that take turns, and what `limit` says of the machine."""
+    workers: dict[str, Worker] = {}
+    machine: dict[str, Any] = {}
+    try:
+        for name in names:
+            say(f"starting {name}")
+            workers[name] = Worker(name, case, threads)
+        check_parameters(workers)
+        if "limit" in workers:
+            machine = workers["limit"].ask("machine")
+        steps = {
+            name: max(2, round(seconds / worker.ready["seconds_per_step"]))
+            for name, worker in workers.items()
+        }
+        if case.model == "dense":  # whole loops
+            steps = {name: -(-count // 100) * 100 for name, count in steps.items()}
+        runs: dict[str, list[dict[str, Any]]] = {name: [] for name in workers}
+        for index in range(rounds):
+            turn = index % len(names)
+            for name in [*names[turn:], *names[:turn]]:
+                runs[name].append(workers[name].ask(f"run {steps[name]}"))
+            say(f"round {index + 1} of {rounds}")
+        rows = []
+        for name, worker in workers.items():
+            per_step = [run["seconds"] / run["steps"] for run in runs[name]]
+            rows.append(
+                Row(
+                    name,
+                    [case.batch / value for value in per_step],
+                    per_step,
+                    [run["cpu_seconds"] / run["seconds"] for run in runs[name]],
+                    worker.ask("memory")["peak_rss_bytes"],
+                    worker.ready,
+                    runs[name],
+                )
+            )
+        return rows, machine
+    finally:
+        for worker in workers.values():
+            worker.close()
+
+
+def check_parameters(workers: Mapping[str, Worker]) -> None:
+    """The same model: the same number of weights."""
+    counts = {n: w.ready["parameters"] for n, w in workers.items() if n != "limit"}
+    if len(set(counts.values())) != 1:
+        raise RuntimeError(f"not the same model: parameters {counts}")
+
+
+def groups(names: Sequence[str], model: str) -> list[list[str]]:
+    """Ours and the limit in each, with as many peers as fit in memory."""
+    always = [name for name in names if name in ("ours", "limit")]
+    peers = [name for name in names if name not in always]
+    at_once = PEERS_AT_ONCE[model]
+    parts = [peers[start : start + at_once] for start in range(0, len(peers), at_once)]
+    return [always + part for part in parts or [[]]]
+
+
+def table(case: Case, rows: Sequence[Row], machine: Mapping[str, Any]) -> str:
+    by_name = {row.name: row for row in rows}
+    ours = by_name["ours"]
+    limit = by_name.get("limit")
+    torch = [row for row in rows if row.name.startswith("torch")]
+    better_torch = max(torch, key=lambda row: row.median).name if torch else None
+    lines = [
+        "| | images/s, median | least to most | step | ours is faster by | goal | share of "
+        "convolutions alone | cores busy | peak memory | first step |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        key = "torch" if row.name == better_torch else row.name
+        goal, ratio = case.goals.get(key), ours.median / row.median
+        is_peer = row.name not in ("ours", "limit")
+        verdict = "" if goal is None else f"≥ {goal:g}: {'met' if ratio >= goal else 'missed'}"
+        share = f"{row.median / limit.median:.0%}" if limit else ""
+        lines.append(
+            f"| {CONTENDERS[row.name].title} | {row.median:.4g} "
+            f"| {min(row.images_per_second):.4g} to {max(row.images_per_second):.4g} "
+            f"| {duration(statistics.median(row.seconds_per_step))} "
+            f"| {f'{ratio:.2f}' if is_peer else ''} | {verdict} | {share} "
+            f"| {statistics.median(row.cores):.2f} | {row.peak_rss_bytes / 2**30:.2f} GiB "
+            f"| {row.ready['first_step_s']:.1f} s |"
+        )
+    if machine and limit:
+        rate = machine["flops_per_step"] / statistics.median(limit.seconds_per_step)
+        lines += [
+            "",
+            f"Convolutions alone: {machine['flops_per_step'] / case.batch / 1e9:.3g} GFLOP an "
+            f"image, {rate / 1e9:.0f} GFLOP/s; the best single one "
+            f"{machine['best_flops_per_s'] / 1e9:.0f} GFLOP/s. Memory: copy "
+            f"{machine['copy_bytes_per_s'] / 1e9:.1f} GB/s, add "
+            f"{machine['add_bytes_per_s'] / 1e9:.1f} GB/s.",
+        ]
+    return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    if seconds < 1e-3:
+        return f"{1e6 * seconds:.1f} µs"
+    return f"{1e3 * seconds:.4g} ms"
+
+
+def main(argv: Sequence[str]) -> None:
+    peers = [name for name in CONTENDERS if name not in ("ours", "limit")]
+    unknown = (set(_CASES.value) - set(CASES)) | (set(_ONLY.value) - set(peers)) | set(argv[1:])
+    if unknown:
+        known = f"cases {', '.join(CASES)}; peers {', '.join(peers)}"
+        raise app.UsageError(f"unknown: {', '.join(sorted(unknown))}; known: {known}")
+    # Processes started from here on inherit it.
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: _THREADS.value])
+
+    document = [
+        "# The train step against its peers",
+        f"`python -m benchmarks.step {shlex.join(sys.argv[1:])}`, "
+        f"{time.strftime('%Y-%m-%d %H:%M')}, on {hardware()}. n = {_ROUNDS.value} measurements of "
+        f"about {_SECONDS.value:g} s, in turns; {_THREADS.value} thread(s).",
+    ]
+    raw: dict[str, Any] = {"hardware": hardware(), "argv": sys.argv[1:], "cases": {}}
+    versions: dict[str, dict[str, str]] = {}
+    for case_name in _CASES.value:
+        case = CASES[case_name]
+        wanted = ["ours", "limit", *(_ONLY.value or peers)]
+        names = [name for name in wanted if name not in LEFT_OUT[case.model]]
+        document.append(
+            f"## {case.model}, {case.precision}, {case.batch} images of {case.image_size} pixels"
+        )
+        raw["cases"][case_name] = []
+        for group in groups(names, case.model):
+            load = os.getloadavg()[0]
+            say(f"{case_name}: {', '.join(group)}; load before {load:.2f}")
+            rows, machine = measure(group, case, _ROUNDS.value, _SECONDS.value, _THREADS.value)
+            for row in rows:
+                environment = CONTENDERS[row.name].environment or "ours"
+                versions.setdefault(environment, {}).update(row.ready["versions"])
+            document += [f"Load before: {load:.2f}.", table(case, rows, machine)]
+            raw["cases"][case_name].append(
+                {"load": load, "machine": machine, "rows": [row._asdict() for row in rows]}
+            )
+            write(document, versions, raw)  # after every group: an end half-way loses little
+    print("\n\n".join([*document, versions_text(versions)]))
+
+
+def versions_text(versions: Mapping[str, Mapping[str, str]]) -> str:
+    lines = [
+        f"- {environment}: {', '.join(f'{name} {value}' for name, value in found.items())}"
+        for environment, found in versions.items()
+    ]
+    return "\n".join(["## Versions", "", *lines])
+
+
+def write(document: Sequence[str], versions: Mapping, raw: Mapping) -> None:
+    if _OUT.value:
+        text = "\n\n".join([*document, versions_text(versions)])
+        Path(_OUT.value).write_text(f"{text}\n", encoding="utf-8")
+    if _JSON.value:
+        text = json.dumps({**raw, "versions": versions}, indent=1)
+        Path(_JSON.value).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    app.run(main)
