@@ -60,6 +60,7 @@ def test_ranks_count_the_chief_first(monkeypatch, kind, index, others, expected)
         '{"cluster": {"worker": ["a:1"], "ps": ["b:1"]}, "task": {"type": "ps", "index": 0}}',
         '{"cluster": {"worker": ["a"]}, "task": {"type": "worker", "index": 0}}',
         '{"cluster": {"worker": ["a:port"]}, "task": {"type": "worker", "index": 0}}',
+        '{"cluster": {"worker": ["a..b:1"]}, "task": {"type": "worker", "index": 0}}',
         '{"cluster": {"worker": ["a:99999"]}, "task": {"type": "worker", "index": 0}}',
         '{"cluster": {"worker": ["a:1"]}, "task": 0}',
         '{"cluster": [1], "task": {"type": "worker", "index": 0}}',
@@ -128,14 +129,17 @@ def test_a_missing_first_one_is_named():
     clusters = group(2)
     (verdict,) = meet(clusters[1:], [{}], timeout_s=0.5)
     first = clusters[0].addresses[0]
-    assert verdict.startswith(f"TF_CONFIG: worker 1 cannot reach worker 0 at {first} (")
+    assert verdict.startswith(f"TF_CONFIG: worker 1 cannot agree with worker 0 at {first} (")
 
 
-def test_another_config_is_refused_by_all():
-    offers = [offer(Config()), offer(override(Config(), ["seed=1", "steps_per_loop=7"]))]
-    clusters = group(2)
+@pytest.mark.parametrize("number", [2, 4])
+def test_another_config_is_refused_by_all(number):
+    """Also by those that come after the difference is known."""
+    offers = [offer(Config())] * number
+    offers[1] = offer(override(Config(), ["seed=1", "steps_per_loop=7"]))
+    clusters = group(number)
     verdicts = meet(clusters, offers)
-    assert verdicts[0] == verdicts[1]
+    assert set(verdicts) == {verdicts[0]}
     assert verdicts[0].startswith(
         f"worker 1 ({clusters[0].addresses[1]}) was started with something else: "
         f"seed is 1, worker 0 has 0; steps_per_loop is 7, worker 0 has 'auto'; "
@@ -165,25 +169,47 @@ def test_a_worker_that_cannot_be_reached_is_named():
     """It runs, and reports, under a name that nobody can look up."""
     first, second = free_addresses(2)
     address = f"no-such-host.invalid:{second.rpartition(':')[2]}"
-    verdicts = meet([Cluster((first, address), rank) for rank in range(2)], [{}, {}])
+    clusters = [Cluster((first, address), rank) for rank in range(2)]
+    verdicts = meet(clusters, [{}, {}], timeout_s=1.0)
     assert verdicts[0] == verdicts[1]
     assert verdicts[0].startswith(f"TF_CONFIG: worker 0 cannot reach worker 1 at {address} (")
 
 
-@pytest.mark.parametrize("noise", [b"", b"GET / HTTP/1.1\r\n\r\n", b'{"rank": 7}\n', b"[1]\n"])
+def test_one_that_left_again_is_missing():
+    """A member that ends while the others are awaited would let TensorFlow wait for it."""
+    clusters = group(3)
+    verdicts: list[str] = []
+    thread = threading.Thread(
+        target=lambda: verdicts.extend(meet([clusters[0], clusters[2]], [{}, {}], timeout_s=3.0))
+    )
+    thread.start()
+    hello = {"rank": 1, "offer": {}, "of": clusters[0].addresses}
+    with connected(clusters[0].addresses[0]) as member:
+        member.sendall(json.dumps(hello).encode() + b"\n")
+    thread.join(60)
+    missing = f"worker 1 ({clusters[0].addresses[1]}) did not come; "
+    assert [missing in verdict for verdict in verdicts] == [True, True]
+
+
+def connected(address: str) -> socket.socket:
+    """A connection to a port at which somebody is about to listen."""
+    host, port = address.split(":")
+    while True:
+        try:
+            return socket.create_connection((host, int(port)), timeout=10)
+        except ConnectionRefusedError:
+            continue
+
+
+@pytest.mark.parametrize(
+    "noise", [b"", b"GET / HTTP/1.1\r\n\r\n", b'{"rank": 7}\n', b'{"rank": 1}\n', b"[1]\n"]
+)
 def test_strangers_are_passed_over(noise):
     clusters = group(2)
     verdicts: list[str] = []
     thread = threading.Thread(target=lambda: verdicts.extend(meet(clusters[:1], [{}])))
     thread.start()
-    address = ("localhost", int(clusters[0].addresses[0].rpartition(":")[2]))
-    while True:
-        try:
-            stranger = socket.create_connection(address, timeout=10)
-            break
-        except ConnectionRefusedError:
-            continue
-    with stranger:
+    with connected(clusters[0].addresses[0]) as stranger:
         stranger.sendall(noise)
         stranger.shutdown(socket.SHUT_WR)
         assert meet(clusters[1:], [{}]) == [""]

@@ -345,3 +345,16 @@ def test_metadata_is_ready_for_json(digits_config, digits):
     assert metadata["class_names"] == list("0123456789")
     assert metadata["mean"] == list(digits_config.data.mean)
     assert metadata["config"]["optimizer.learning_rate"] == digits_config.optimizer.learning_rate
+
+
+def test_two_processes_that_prepare_digits_at_once(tmp_path, monkeypatch):
+    """The second to come to the lock finds them prepared since it looked."""
+    lock = tfds_source.fcntl.flock
+
+    def lock_after_another(*args):
+        monkeypatch.setattr(tfds_source.fcntl, "flock", lock)
+        assert len(tfds_source.open_source(Config(), "test", str(tmp_path))) == 360
+        lock(*args)
+
+    monkeypatch.setattr(tfds_source.fcntl, "flock", lock_after_another)
+    assert len(tfds_source.open_source(Config(), "train", str(tmp_path))) == 1437

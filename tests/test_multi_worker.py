@@ -79,10 +79,18 @@ def test_workers_that_would_not_compute_the_same_are_refused(data_dir, tmp_path)
     finish(start_workers([_command(shared, data_dir, "multi_worker", short)] * 2), 0)
     (shared / "DONE").unlink()
     commands = [_command(path, data_dir, "multi_worker", short) for path in (shared, own)]
-    processes = start_workers(commands)
-    output = processes[1].communicate(timeout=300)[0]
-    assert processes[1].returncode == 2, output
-    assert "this worker is at step 0" in output
-    assert "--workdir must be on storage that all workers see" in output
-    processes[0].kill()
-    processes[0].communicate()
+    for output in finish(start_workers(commands), 2):
+        assert "error: the workers do not start from the same: this one is at step " in output
+        assert "--workdir must be on storage that all workers see" in output
+
+
+@pytest.mark.slow
+def test_workers_go_back_together(data_dir, tmp_path):
+    """float32 at a learning rate that no step survives: gives up after going back twice."""
+    flags = ("--set=optimizer.learning_rate=1e30", "--set=optimizer.warmup_epochs=0")
+    flags += ("--set=on_divergence=rollback", "--set=max_rollbacks=2", "--set=checkpoint_every_s=0")
+    command = _command(tmp_path, data_dir, "multi_worker", *flags)
+    for output in finish(start_workers([command] * 2), 43):
+        assert "went back 2 times already (max_rollbacks)" in output
+    steps = [r["step"] for r in read_records(tmp_path / "metrics.jsonl", "divergence")]
+    assert len(steps) == 3

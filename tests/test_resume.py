@@ -228,22 +228,34 @@ def test_a_damaged_checkpoint_is_passed_over(linear, tmp_path):
         checkpoints(tmp_path).restore()
 
 
-def test_a_lost_or_damaged_pointer_is_no_new_start(linear, tmp_path):
-    _, _, checkpoints = linear
+@pytest.mark.parametrize("steps", [(10,), (9, 10), (90, 100, 110)])
+@pytest.mark.parametrize("damage", [None, b"\xff\xfe\x00", b"model_checkpoint_path: {"])
+def test_a_lost_or_damaged_pointer_is_no_new_start(linear, tmp_path, steps, damage):
+    _, state, checkpoints = linear
     first = checkpoints(tmp_path)
-    for step in (10, 20):
+    for step in steps:
+        state.global_step.assign(step)
         first.save(step)
     pointer = tmp_path / "checkpoint"
-    pointer.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match=r"its file 'checkpoint' is damaged"):
-        checkpoints(tmp_path)
-    lost = r"there are ckpt-10, ckpt-20, but the file 'checkpoint' .* is missing or damaged"
-    pointer.write_bytes(b"model_checkpoint_path: {")
-    with pytest.raises(UserError, match=lost):
-        checkpoints(tmp_path)
     pointer.unlink()
-    with pytest.raises(UserError, match=lost):
-        checkpoints(tmp_path)
+    if damage is not None:
+        pointer.write_bytes(damage)
+    again = checkpoints(tmp_path)
+    assert again.restore() == steps[-1]
+    for step in (200, 201, 202):  # the old ones are known again, and make room
+        again.save(step)
+    kept = sorted(path.stem for path in tmp_path.glob("*.index"))
+    assert kept == ["ckpt-200", "ckpt-201", "ckpt-202"]
+
+
+def test_a_first_checkpoint_that_is_torn_is_a_new_start(linear, tmp_path):
+    """As a kill in the first save leaves it: nothing points to it yet."""
+    _, _, checkpoints = linear
+    checkpoints(tmp_path).save(10)
+    (tmp_path / "checkpoint").unlink()
+    (data,) = tmp_path.glob("ckpt-10.data*")
+    data.write_bytes(data.read_bytes()[:100])
+    assert checkpoints(tmp_path).restore() == 0
 
 
 def test_a_checkpoint_of_another_run_is_refused(linear, tmp_path):

@@ -106,7 +106,7 @@ def test_a_lack_of_memory_says_what_to_try(linear_config, data_dir, tmp_path):
     message = str(caught.value)
     assert message.startswith(
         "out of memory with 16 images at a time (data.global_batch_size 96 / 2 replica(s) / "
-        "accumulation_steps 3): try --set accumulation_steps=6, "
+        "accumulation_steps 3): try, by --set and in a new --workdir, accumulation_steps=4 (the "
     )
     assert len(message.splitlines()) == 1
     assert read_records(tmp_path / "metrics.jsonl", "train") == []

@@ -49,31 +49,30 @@ class Checkpoints:
         self, folder: Path, state: TrainState, metadata: dict[str, Any], keep: int, is_chief: bool
     ):
         self._folder = folder
+        self._keep = keep
         self._is_chief = is_chief
         self._state = state
         self._checkpoint = tf.train.Checkpoint(state=state, metadata=_Metadata(metadata))
         self._config = metadata["config"]
-        try:
-            self._last = tf.train.CheckpointManager(self._checkpoint, str(folder), max_to_keep=keep)
+        if is_chief:
+            for name in (folder, folder / "best"):
+                if _pointed_at(name) is None:
+                    (name / "checkpoint").unlink(missing_ok=True)  # damaged: TensorFlow would stop
             self._best = tf.train.CheckpointManager(
                 self._checkpoint, str(folder / "best"), max_to_keep=1
             )
-        except ValueError as error:  # also what UnicodeDecodeError is
-            raise UserError(
-                f"{folder}: its file 'checkpoint' is damaged ({error}); restore it, or name "
-                f"another --workdir"
-            ) from None
-        found = sorted(path.stem for path in folder.glob("ckpt-*.index"))
-        # A kill in the very first save leaves files that nothing points to yet, and no others.
-        if len(found) > 1 and not self._last.checkpoints:
-            raise UserError(
-                f"{folder}: there are {', '.join(found)}, but the file 'checkpoint' that points to "
-                f"them is missing or damaged; restore it, or name another --workdir"
-            )
+            self._last = self._manager()
+
+    def _manager(self) -> tf.train.CheckpointManager:
+        return tf.train.CheckpointManager(
+            self._checkpoint, str(self._folder), max_to_keep=self._keep
+        )
 
     def restore(self) -> int:
         """Restores the newest checkpoint that can be read and returns its step; 0 where there is
         none.
+
+        Where the pointer is lost or damaged, checkpoints are found by their names.
 
         Raises:
             UserError: where there are checkpoints, and none can be read.
@@ -81,8 +80,9 @@ class Checkpoints:
         failed = []
         # From the folder, not from the manager: that of another worker does not see what the chief
         # has saved since.
-        found = tf.train.get_checkpoint_state(str(self._folder))
-        for path in reversed(found.all_model_checkpoint_paths if found else []):
+        pointed_at = _pointed_at(self._folder)
+        paths = pointed_at or _by_name(self._folder)
+        for path in reversed(paths):
             try:
                 self._refuse_another_run(path)
                 # No variable may be left without a value.
@@ -92,8 +92,13 @@ class Checkpoints:
                 continue
             if failed:
                 print(f"warning: cannot be read: {', '.join(failed)}; going on from {path}")
+            if not pointed_at and self._is_chief:
+                good = paths[: paths.index(path) + 1]
+                tf.train.update_checkpoint_state(str(self._folder), path, good)
+                self._last = self._manager()
             return int(self._state.global_step.numpy())
-        if failed:
+        # A kill in the very first save leaves one that cannot be read, and that nothing points to.
+        if failed and (pointed_at or len(failed) > 1):
             raise UserError(
                 f"no checkpoint can be read: {', '.join(failed)}; restore the files, or name "
                 f"another --workdir to start anew"
@@ -118,3 +123,18 @@ class Checkpoints:
     def save_best(self, step: int) -> None:
         if self._is_chief:
             self._best.save(checkpoint_number=step)
+
+
+def _pointed_at(folder: Path) -> list[str] | None:
+    """What the file `checkpoint` names, oldest first; None where it is no text."""
+    try:
+        state = tf.train.get_checkpoint_state(str(folder))
+    except ValueError:  # also what UnicodeDecodeError is
+        return None
+    return list(state.all_model_checkpoint_paths) if state else []
+
+
+def _by_name(folder: Path) -> list[str]:
+    """The checkpoints in the folder, oldest first."""
+    found = [path.with_suffix("") for path in folder.glob("ckpt-*.index")]
+    return [str(p) for p in sorted(found, key=lambda path: int(path.name.partition("-")[2]))]

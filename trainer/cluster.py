@@ -11,6 +11,7 @@ import os
 import selectors
 import socket
 import time
+from importlib import metadata
 from typing import Any, NamedTuple
 
 from trainer import config as config_lib
@@ -18,7 +19,8 @@ from trainer.errors import UserError
 
 CLUSTER_TIMEOUT_S = 60.0
 _RETRY_S = 0.2  # between two tries to reach a worker that does not listen yet
-_REPLY_S = 10.0  # how much longer than the first one the others wait for what it has to say
+_HELLO_S = 2.0  # for a message that is sent at once: longer, and it is a stranger
+_VERDICT_S = 30.0  # what rank 0 may take after its time is up, to try and tell all
 _MAX_MESSAGE = 2**20
 
 
@@ -65,12 +67,13 @@ def rendezvous(
     """Returns when all workers of the group are there, reachable, and about to compute the same.
 
     Rank 0 listens at its address. The others bind theirs, connect to rank 0 and say who they are
-    and what they offer; rank 0 compares that with its own offer, connects back to each address,
-    and at the end tells all the same verdict. All sockets are closed on return, so that TensorFlow
-    can bind the ports.
+    and what they offer. When all have come, or its time is up, rank 0 compares the offers with its
+    own, connects back to each address, asks each whether it is still there, and tells all the same
+    verdict. All sockets are closed on return, so that TensorFlow can bind the ports.
 
     Args:
         offer: `config.to_dict` and whatever else must be equal, as JSON values.
+        timeout_s: how long rank 0 waits for the others, and they for it to listen, in seconds.
 
     Raises:
         UserError: where a port is taken, a worker is missing after `timeout_s`, cannot be
@@ -85,69 +88,102 @@ def rendezvous(
     except OSError as error:
         raise UserError(
             f"TF_CONFIG: worker {cluster.rank} cannot listen at {address} "
-            f"({os.strerror(error.errno or 0)}); "
-            f"stop what uses that port, or name another one"
+            f"({os.strerror(error.errno or 0)}); stop what uses that port, or name another one"
         ) from None
-    deadline = time.monotonic() + timeout_s
     with listener:
         if cluster.rank == 0:
-            verdict = _gather(cluster, offer, listener, deadline)
+            verdict = _gather(cluster, offer, listener, timeout_s)
         else:
-            verdict = _report(cluster, offer, deadline)
+            verdict = _report(cluster, offer, timeout_s)
     if verdict:
         raise UserError(verdict)
 
 
-def _gather(cluster: Cluster, offer: dict[str, Any], listener: socket.socket, deadline: float):
+def _gather(
+    cluster: Cluster, offer: dict[str, Any], listener: socket.socket, timeout_s: float
+) -> str:
     """Rank 0: waits for all, tells all. Returns what is wrong, "" for nothing."""
+    deadline = time.monotonic() + timeout_s
     members: dict[int, socket.socket] = {}
-    verdict = ""
+    verdicts: list[str] = []
     with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
         selector.register(listener, selectors.EVENT_READ)
-        while len(members) + 1 < len(cluster.addresses) and not verdict:
-            left = deadline - time.monotonic()
-            if left <= 0 or not selector.select(left):
-                verdict = _missing(cluster, set(members) | {0})
-                break
-            connection = stack.enter_context(listener.accept()[0])
-            connection.settimeout(_REPLY_S)
-            message = _receive(connection)
-            rank = message.get("rank") if message else None
-            if not isinstance(rank, int) or not 0 < rank < len(cluster.addresses):
-                continue  # somebody else: a port scan, a health check
-            members[rank] = connection
-            verdict = _compare(cluster, rank, offer, message) or _reach(cluster, rank)
+        while len(members) + 1 < len(cluster.addresses) and time.monotonic() < deadline:
+            for key, _ in selector.select(max(0.0, deadline - time.monotonic())):
+                if key.data is not None:  # a member has nothing to say: this one has left
+                    selector.unregister(key.fileobj)
+                    members.pop(key.data).close()
+                    continue
+                connection = stack.enter_context(listener.accept()[0])
+                message = _receive(connection, _HELLO_S)
+                if message is None or not _is_hello(cluster, message):
+                    continue  # somebody else: a port scan, a health check
+                rank = message["rank"]
+                if rank in members:  # it has started anew
+                    selector.unregister(members[rank])
+                    members[rank].close()
+                members[rank] = connection
+                selector.register(connection, selectors.EVENT_READ, rank)
+                verdicts.append(_compare(cluster, rank, offer, message))
+        # What differs says more than who did not come.
+        verdict = next(filter(None, verdicts), "") or _missing(cluster, {0, *members})
+        verdict = verdict or _reach(cluster, deadline)
+        if not verdict:
+            verdict = _missing(cluster, {0, *(r for r in members if _still_there(members[r]))})
         for connection in members.values():
             with contextlib.suppress(OSError):
                 _send(connection, {"verdict": verdict})
     return verdict
 
 
-def _report(cluster: Cluster, offer: dict[str, Any], deadline: float) -> str:
+def _report(cluster: Cluster, offer: dict[str, Any], timeout_s: float) -> str:
     """Another rank: tells rank 0, and returns its verdict."""
     first = cluster.addresses[0]
     why = "nobody answers"
-    while time.monotonic() < deadline:
-        left = max(deadline - time.monotonic(), _RETRY_S)
+    deadline = time.monotonic() + timeout_s
+    while True:
         try:
-            with socket.create_connection(_split(first), timeout=left) as connection:
+            with socket.create_connection(_split(first), timeout=_HELLO_S) as connection:
                 _send(connection, {"rank": cluster.rank, "offer": offer, "of": cluster.addresses})
-                connection.settimeout(left + _REPLY_S)
-                reply = _receive(connection)
+                reply = _receive(connection, timeout_s + _VERDICT_S)
+                if reply == {"still": "there?"}:
+                    _send(connection, {"still": "here"})
+                    reply = _receive(connection, _VERDICT_S)
             if reply is not None and isinstance(reply.get("verdict"), str):
                 return reply["verdict"]
-            why = "it answers something else"
+            why = "it went away without a verdict"
         except OSError as error:
             why = error.strerror or str(error)
+        if time.monotonic() >= deadline:
+            return (
+                f"TF_CONFIG: worker {cluster.rank} cannot agree with worker 0 at {first} ({why}); "
+                f"start it, or mend the address or the firewall"
+            )
         time.sleep(_RETRY_S)  # a peer in another process: there is nothing to wait on
+
+
+def _is_hello(cluster: Cluster, message: dict[str, Any]) -> bool:
+    rank = message.get("rank")
     return (
-        f"TF_CONFIG: worker {cluster.rank} cannot reach worker 0 at {first} ({why}); start it, or "
-        f"mend the address or the firewall"
+        type(rank) is int
+        and 0 < rank < len(cluster.addresses)
+        and isinstance(message.get("offer"), dict)
+        and isinstance(message.get("of"), list)
     )
+
+
+def _still_there(connection: socket.socket) -> bool:
+    try:
+        _send(connection, {"still": "there?"})
+    except OSError:
+        return False
+    return _receive(connection, _HELLO_S) == {"still": "here"}
 
 
 def _missing(cluster: Cluster, present: set[int]) -> str:
     missing = [r for r in range(len(cluster.addresses)) if r not in present]
+    if not missing:
+        return ""
     named = ", ".join(f"worker {rank} ({cluster.addresses[rank]})" for rank in missing[:8])
     more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
     return (
@@ -157,7 +193,7 @@ def _missing(cluster: Cluster, present: set[int]) -> str:
 
 
 def _compare(cluster: Cluster, rank: int, offer: dict[str, Any], message: dict[str, Any]) -> str:
-    if tuple(message.get("of", ())) != cluster.addresses:
+    if tuple(message["of"]) != cluster.addresses:
         return (
             f"TF_CONFIG: worker {rank} has another list of workers than worker 0 "
             f"({cluster.addresses[0]}); give all the same 'cluster'"
@@ -178,17 +214,25 @@ def _compare(cluster: Cluster, rank: int, offer: dict[str, Any], message: dict[s
     return ""
 
 
-def _reach(cluster: Cluster, rank: int) -> str:
-    """Workers will send to each other: what rank 0 cannot reach, others hardly can."""
-    address = cluster.addresses[rank]
-    try:
-        socket.create_connection(_split(address), timeout=_REPLY_S).close()
-    except OSError as error:
-        return (
-            f"TF_CONFIG: worker 0 cannot reach worker {rank} at {address} "
-            f"({error.strerror or error}), although that worker runs; mend the address or the "
-            f"firewall"
-        )
+def _reach(cluster: Cluster, deadline: float) -> str:
+    """Workers will send to each other: what rank 0 cannot reach, others hardly can.
+
+    Tries until the deadline: the name of a machine may become known after it has started.
+    """
+    for rank, address in enumerate(cluster.addresses[1:], start=1):
+        while True:
+            try:
+                socket.create_connection(_split(address), timeout=_HELLO_S).close()
+                break
+            except OSError as error:
+                if time.monotonic() < deadline:
+                    time.sleep(_RETRY_S)  # as above
+                    continue
+                return (
+                    f"TF_CONFIG: worker 0 cannot reach worker {rank} at {address} "
+                    f"({error.strerror or error}), although that worker runs; mend the address or "
+                    f"the firewall"
+                )
     return ""
 
 
@@ -196,6 +240,7 @@ def _split(address: str) -> tuple[str, int]:
     host, separator, port = address.rpartition(":")
     if not separator or not host or not 0 < int(port) < 2**16:
         raise ValueError(address)
+    host.encode("idna")  # or a ValueError: what can be no name of a machine
     return host.strip("[]"), int(port)
 
 
@@ -203,13 +248,15 @@ def _send(connection: socket.socket, message: dict[str, Any]) -> None:
     connection.sendall(json.dumps(message).encode() + b"\n")
 
 
-def _receive(connection: socket.socket) -> dict[str, Any] | None:
-    """One line of JSON; None where the peer says anything else, or nothing."""
+def _receive(connection: socket.socket, seconds: float) -> dict[str, Any] | None:
+    """One line of JSON; None where the peer says anything else, or nothing for so long."""
+    deadline = time.monotonic() + seconds
     data = b""
     with contextlib.suppress(OSError, ValueError):
         while not data.endswith(b"\n"):
+            connection.settimeout(max(deadline - time.monotonic(), 0.001))
             part = connection.recv(2**16)
-            if not part or len(data) > _MAX_MESSAGE:
+            if not part or len(data) > _MAX_MESSAGE or time.monotonic() > deadline:
                 return None
             data += part
         message = json.loads(data)
@@ -220,10 +267,9 @@ def _receive(connection: socket.socket) -> dict[str, Any] | None:
 def offer(config: config_lib.Config) -> dict[str, Any]:
     """What workers must have in common: every field (also the length of a loop, or the interval of
     evaluation, in whose midst they would wait for each other), and TensorFlow's version."""
-    from importlib import metadata
-
-    try:
-        version = metadata.version("tensorflow")
-    except metadata.PackageNotFoundError:  # tensorflow-cpu, tensorflow-tpu
-        version = "unknown"
-    return config_lib.to_dict(config) | {"tensorflow": version}
+    versions = {"tensorflow": "unknown"}
+    for name in ("tensorflow", "tensorflow-cpu", "tensorflow-tpu"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions["tensorflow"] = metadata.version(name)
+            break
+    return config_lib.to_dict(config) | versions

@@ -269,4 +269,5 @@ def make_agreement(
 
         return strategy.experimental_local_results(strategy.run(replica_mean))[0]
 
-    return lambda values: agree(tf.constant(values, tf.float32)).numpy().tolist()
+    # float64: sums of whole numbers are exact, so that equal ones stay equal.
+    return lambda values: agree(tf.constant(values, tf.float64)).numpy().tolist()

@@ -116,7 +116,7 @@ def train_and_evaluate(
         started = time.monotonic()
         # The count is a tensor, so that all lengths share one trace. numpy() waits for the device,
         # so that an error of one loop, as a lack of memory, is not another one's.
-        with _explained(config, num_replicas):
+        with _explained(*_memory_advice(config, num_replicas)):
             metrics = train_loop(iterator, tf.constant(num_steps))
             metrics = TrainMetrics(*(values.numpy() for values in metrics))
         seconds = time.monotonic() - started
@@ -124,7 +124,7 @@ def train_and_evaluate(
         if not pace.seconds:
             stopwatch.lap("first loop, with compiling")
             log.say(f"from the command to here: {stopwatch}")
-            log.event("startup", step, stopwatch.laps)
+            log.event("startup", step - num_steps, stopwatch.laps)
         pace.add(num_steps, seconds)
         images_per_second = num_steps * config.data.global_batch_size / seconds
         traces = train_loop.experimental_get_tracing_count()
@@ -135,6 +135,7 @@ def train_and_evaluate(
             log.event("divergence", found.step, found._asdict())
             log.close()
             step = _after_divergence(config, state, checkpoints, found)
+            _check_agreement(agree, step, len(train_source), len(eval_source))
             log = RunLog(folder, step, total_steps, steps_per_epoch)
             log.say(f"diverged: {found}; going on from step {step}, without that batch")
             iterator = input_from(step)
@@ -145,7 +146,8 @@ def train_and_evaluate(
         stop_sum, save_sum, seconds = agree([float(stop.requested), float(save_due), seconds])
 
         if step == next_eval:
-            values = evaluate()
+            with _explained(f"data.eval_batch_size ({config.data.eval_batch_size})", "lower it"):
+                values = evaluate()
             log.evaluation(step, values)
             accuracy = max(v for name, v in values.items() if name.endswith("top1_accuracy"))
             if accuracy > state.best_accuracy.numpy():
@@ -185,8 +187,11 @@ class _StopRequest:
     def _on_signal(self, number: int, frame: Any) -> None:
         del frame
         self.requested = True
-        print("stopping after this loop; Ctrl-C stops at once, unsaved", flush=True)
-        signal.signal(number, signal.SIG_DFL if number == signal.SIGINT else signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        # In `trainer | tee log`, Ctrl-C ends tee as well: what cannot be told must not end the run.
+        with contextlib.suppress(OSError, RuntimeError):
+            print("stopping after this loop; Ctrl-C stops at once, unsaved", flush=True)
 
 
 class _Pace:
@@ -224,31 +229,45 @@ def _check_agreement(agree, *numbers: int) -> None:
     """Workers that start from other steps, or see other data, would wait for each other for ever.
 
     Raises:
-        UserError: on each worker whose numbers are not those of the others.
+        UserError: on all workers, where the numbers of one are not those of the others.
     """
     means = agree([float(number) for number in numbers])
-    if any(abs(mean - number) > 1e-6 * number for mean, number in zip(means, numbers, strict=True)):
+    deviations = [(number - mean) ** 2 for number, mean in zip(numbers, means, strict=True)]
+    if max(agree(deviations)) > 1e-6:
         raise UserError(
-            f"this worker is at step {numbers[0]}, with {numbers[1]} examples to train on and "
-            f"{numbers[2]} to evaluate, and the others are not: --workdir must be on storage that "
-            f"all workers see, and --data_dir must hold the same data for all"
+            f"the workers do not start from the same: this one is at step {numbers[0]}, with "
+            f"{numbers[1]} examples to train on and {numbers[2]} to evaluate; --workdir must be on "
+            f"storage that all workers see, and --data_dir must hold the same data for all"
         )
 
 
 @contextlib.contextmanager
-def _explained(config: Config, num_replicas: int):
+def _explained(cause: str, advice: str):
     """A lack of memory, told with what the user can do about it."""
     try:
         yield
     except tf.errors.ResourceExhaustedError as error:
-        size, accumulation = config.data.global_batch_size, config.accumulation_steps
-        raise UserError(
-            f"out of memory with {size // num_replicas // accumulation} images at a time "
-            f"(data.global_batch_size {size} / {num_replicas} replica(s) / accumulation_steps "
-            f"{accumulation}): try --set accumulation_steps={2 * accumulation}, which computes the "
-            f"same in less memory (batch norm aside), a smaller batch or image, or "
-            f"precision=mixed_bfloat16 ({error.message.splitlines()[0][:200]})"
-        ) from None
+        reason = error.message.splitlines()[0]
+        if "OOM" not in reason and "memory" not in reason.lower():  # as: too many open files
+            raise
+        raise UserError(f"out of memory with {cause}: {advice} ({reason[:200]})") from None
+
+
+def _memory_advice(config: Config, num_replicas: int) -> tuple[str, str]:
+    """What a train step needs its memory for, and what to try where it is too little."""
+    size, accumulation = config.data.global_batch_size, config.accumulation_steps
+    replica_size = size // num_replicas
+    cause = (
+        f"{replica_size // accumulation} images at a time (data.global_batch_size {size} / "
+        f"{num_replicas} replica(s) / accumulation_steps {accumulation})"
+    )
+    advice = ["a smaller data.global_batch_size or data.image_size"]
+    more = [n for n in range(accumulation + 1, replica_size + 1) if replica_size % n == 0]
+    if more:
+        advice.insert(0, f"accumulation_steps={more[0]} (the same step in parts)")
+    if config.precision == "float32":
+        advice.append("precision=mixed_bfloat16")
+    return cause, f"try, by --set and in a new --workdir, {', or '.join(advice)}"
 
 
 def _after_divergence(config: Config, state: TrainState, checkpoints: Checkpoints, found) -> int:
@@ -273,10 +292,12 @@ def _after_divergence(config: Config, state: TrainState, checkpoints: Checkpoint
 
 def _describe(config: Config, strategy, state: TrainState, num_train: int, num_eval: int) -> str:
     parameters = sum(int(np.prod(v.shape)) for v in state.model.trainable_variables)
+    several = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+    kind = "MultiWorkerMirroredStrategy" if several else type(strategy).__name__.removesuffix("V1")
     return (
         f"{config.model.name} ({parameters:,} parameters, {config.precision}) on "
         f"{config.data.name} ({num_train:,} to train, {num_eval:,} to evaluate), "
-        f"{type(strategy).__name__.removesuffix('V1')} with {strategy.num_replicas_in_sync} "
+        f"{kind} with {strategy.num_replicas_in_sync} "
         f"replica(s), global batch {config.data.global_batch_size}"
     )
 

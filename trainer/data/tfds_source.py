@@ -60,8 +60,10 @@ def _digits(data_dir: str) -> tfds.core.DatasetBuilder:
         # Two processes that start at once must not both write it.
         with open(Path(data_dir) / ".digits.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            tfds.disable_progress_bar()
-            builder.download_and_prepare(file_format="array_record")
+            builder = Digits(data_dir=data_dir)  # anew: another process may have prepared it
+            if not builder.is_prepared():
+                tfds.disable_progress_bar()
+                builder.download_and_prepare(file_format="array_record")
     except OSError as error:
         raise UserError(
             f"--data_dir={data_dir}: cannot be written ({error.strerror}), "
