@@ -62,7 +62,7 @@ def test_the_logs_say_what_happened(linear_config, data_dir, tmp_path, capsys):
         assert len(board["train"].Scalars(tag)) >= 3
     assert {r["traces"] for r in training} == {1}
     (startup,) = (r for r in records if r["kind"] == "startup")
-    assert startup["step"] == 1
+    assert startup["step"] == 0
     assert {"data", "build", "trace", "first loop, with compiling"} <= startup.keys()
 
     lines = capsys.readouterr().out

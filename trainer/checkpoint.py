@@ -94,7 +94,16 @@ class Checkpoints:
                 print(f"warning: cannot be read: {', '.join(failed)}; going on from {path}")
             if not pointed_at and self._is_chief:
                 good = paths[: paths.index(path) + 1]
-                tf.train.update_checkpoint_state(str(self._folder), path, good)
+                tf.compat.v1.train.update_checkpoint_state(
+                    str(self._folder),
+                    path,
+                    good,
+                    # Without times, the manager would keep them for ever.
+                    all_model_checkpoint_timestamps=[
+                        Path(f"{one}.index").stat().st_mtime for one in good
+                    ],
+                    last_preserved_timestamp=0.0,
+                )
                 self._last = self._manager()
             return int(self._state.global_step.numpy())
         # A kill in the very first save leaves one that cannot be read, and that nothing points to.

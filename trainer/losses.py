@@ -20,7 +20,4 @@ def softmax_cross_entropy(
     classes = logits.shape[-1]
     spread = label_smoothing / classes
     targets = tf.one_hot(labels, classes, on_value=1.0 - label_smoothing + spread, off_value=spread)
-    if tf.config.experimental.is_op_determinism_enabled():  # on GPUs, the fused operation is not
-        return -tf.reduce_sum(targets * tf.nn.log_softmax(logits), axis=-1)
-    # The operation itself: its wrapper in tf.nn adds a dozen that reshape for other ranks.
-    return tf.raw_ops.SoftmaxCrossEntropyWithLogits(features=logits, labels=targets).loss
+    return tf.nn.softmax_cross_entropy_with_logits(targets, logits)

@@ -247,10 +247,11 @@ def _explained(cause: str, advice: str):
     try:
         yield
     except tf.errors.ResourceExhaustedError as error:
-        reason = error.message.splitlines()[0]
-        if "OOM" not in reason and "memory" not in reason.lower():  # as: too many open files
+        lines = error.message.splitlines()
+        reason = next((text for text in lines if "OOM" in text or "memory" in text.lower()), None)
+        if reason is None:  # as: too many open files
             raise
-        raise UserError(f"out of memory with {cause}: {advice} ({reason[:200]})") from None
+        raise UserError(f"out of memory with {cause}: {advice} ({reason.strip()[:200]})") from None
 
 
 def _memory_advice(config: Config, num_replicas: int) -> tuple[str, str]:
