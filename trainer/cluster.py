@@ -127,9 +127,10 @@ def _gather(
                 verdicts.append(_compare(cluster, rank, offer, message))
         # What differs says more than who did not come.
         verdict = next(filter(None, verdicts), "") or _missing(cluster, {0, *members})
+        # The roll is called twice: who has left is not out of reach, and trying takes its time.
+        verdict = verdict or _call_roll(cluster, members)
         verdict = verdict or _reach(cluster, deadline)
-        if not verdict:
-            verdict = _missing(cluster, {0, *(r for r in members if _still_there(members[r]))})
+        verdict = verdict or _call_roll(cluster, members)
         for connection in members.values():
             with contextlib.suppress(OSError):
                 _send(connection, {"verdict": verdict})
@@ -146,9 +147,9 @@ def _report(cluster: Cluster, offer: dict[str, Any], timeout_s: float) -> str:
             with socket.create_connection(_split(first), timeout=_HELLO_S) as connection:
                 _send(connection, {"rank": cluster.rank, "offer": offer, "of": cluster.addresses})
                 reply = _receive(connection, timeout_s + _VERDICT_S)
-                if reply == {"still": "there?"}:
+                while reply == {"still": "there?"}:
                     _send(connection, {"still": "here"})
-                    reply = _receive(connection, _VERDICT_S)
+                    reply = _receive(connection, timeout_s + _VERDICT_S)
             if reply is not None and isinstance(reply.get("verdict"), str):
                 return reply["verdict"]
             why = "it went away without a verdict"
@@ -172,12 +173,15 @@ def _is_hello(cluster: Cluster, message: dict[str, Any]) -> bool:
     )
 
 
-def _still_there(connection: socket.socket) -> bool:
-    try:
-        _send(connection, {"still": "there?"})
-    except OSError:
-        return False
-    return _receive(connection, _HELLO_S) == {"still": "here"}
+def _call_roll(cluster: Cluster, members: dict[int, socket.socket]) -> str:
+    """Names those that have left since they came."""
+    present = {0}
+    for rank, connection in members.items():
+        with contextlib.suppress(OSError):
+            _send(connection, {"still": "there?"})
+            if _receive(connection, _HELLO_S) == {"still": "here"}:
+                present.add(rank)
+    return _missing(cluster, present)
 
 
 def _missing(cluster: Cluster, present: set[int]) -> str:
