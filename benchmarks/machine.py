@@ -3,6 +3,7 @@
 import os
 import platform
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -21,3 +22,13 @@ def hardware() -> str:
 
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+    return "\n".join(lines)
+
+
+def verdict(ratio: float, goal: float | None) -> str:
+    """Of a ratio that is to be at least its goal."""
+    return "" if goal is None else f"≥ {goal:g}: {'met' if ratio >= goal else 'missed'}"

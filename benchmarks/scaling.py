@@ -12,6 +12,7 @@ our train loop; its volume is read from the graph.
 
 import contextlib
 import json
+import math
 import os
 import shlex
 import socket
@@ -25,7 +26,7 @@ from typing import Any, NamedTuple
 
 from absl import app, flags
 
-from benchmarks.machine import ROOT, hardware, say
+from benchmarks.machine import ROOT, hardware, markdown_table, say
 
 
 class Case(NamedTuple):
@@ -36,18 +37,30 @@ class Case(NamedTuple):
 
 CASES = {"resnet20": Case("resnet20", 64, 32), "resnet50": Case("resnet50", 8, 224)}
 GOAL = 0.90
-# What is worked out on paper: a ring of how many, and what each can send (and receive) at once.
+
+
+class Ring(NamedTuple):
+    """What is worked out on paper. Bandwidths and latencies are assumed, not measured."""
+
+    title: str
+    members: int  # machines: their GPUs have reduced among themselves before
+    bandwidth: float  # bytes/s that each can send, and receive at the same time
+    latency: float  # seconds a message
+
+
 RINGS = [
-    ("8 GPUs of a machine, 200 GB/s each", 8, 200e9),
-    ("64 machines, 100 Gbit/s each", 64, 12.5e9),
-    ("64 machines, 25 Gbit/s each", 64, 3.125e9),
+    Ring("8 GPUs of a machine, 200 GB/s, 5 µs", 8, 200e9, 5e-6),
+    Ring("64 machines, 100 Gbit/s, 20 µs", 64, 12.5e9, 20e-6),
+    Ring("64 machines, 25 Gbit/s, 20 µs", 64, 3.125e9, 20e-6),
 ]
 
 _CASES = flags.DEFINE_list("cases", list(CASES), "Which cases.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Starts of each kind.", lower_bound=1)
 _SECONDS = flags.DEFINE_float("seconds", 8.0, "About how long one measurement lasts.")
 _SYNC_BN = flags.DEFINE_list("sync_bn", ["false", "true"], "Batch norm over all workers, or not.")
-_PROCESSES = flags.DEFINE_list("processes", ["2"], "Numbers of workers to count the traffic of.")
+_PROCESSES = flags.DEFINE_list(
+    "processes", ["2", "3", "4"], "Numbers of workers to count the traffic of."
+)
 _OUT = flags.DEFINE_string("out", None, "The Markdown file to write, beside printing it.")
 _JSON = flags.DEFINE_string("json", None, "A file for all numbers.")
 
@@ -144,58 +157,61 @@ def measure(case: Case, cores: Sequence[int], sync_bn: Sequence[bool]) -> dict[s
 
 def table(case: Case, found: dict[str, list[float]]) -> str:
     medians = {kind: statistics.median(values) for kind, values in found.items()}
-    lines = [
-        "| | ms a step, median | least to most | images/s in all | efficiency against alone "
-        "| against side by side |",
-        "|---|---|---|---|---|---|",
-    ]
+    rows = []
     for kind, values in found.items():
         workers = 1 if kind == "alone" else 2
         against = {"alone": [], "side by side": ["alone"]}.get(kind, ["alone", "side by side"])
         efficiencies = [f"{medians[other] / medians[kind]:.3f}" for other in against]
-        cells = [
-            kind,
-            f"{1e3 * medians[kind]:.4g}",
-            f"{1e3 * min(values):.4g} to {1e3 * max(values):.4g}",
-            f"{workers * case.batch / medians[kind]:.4g}",
-            *[*efficiencies, "", ""][:2],
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append(
+            [
+                kind,
+                f"{1e3 * medians[kind]:.4g}",
+                f"{1e3 * min(values):.4g} to {1e3 * max(values):.4g}",
+                f"{workers * case.batch / medians[kind]:.4g}",
+                *[*efficiencies, "", ""][:2],
+            ]
+        )
+    head = ["", "ms a step, median", "least to most", "images/s in all"]
+    return markdown_table([*head, "efficiency against alone", "against side by side"], rows)
 
 
 def traffic(case: Case, cores: Sequence[int], sync_bn: Sequence[bool]) -> tuple[str, list[dict]]:
     """What one worker hands over to be reduced in a step, by number of workers."""
-    lines = [
-        "| workers | sync_bn | reductions a step | MB a step of a worker |",
-        "|---|---|---|---|",
-    ]
-    rows = []
+    cells, rows = [], []
     for number in (int(text) for text in _PROCESSES.value):
         for flag in sync_bn:
             answer = cluster(case, cores, number, 1, flag)[0]
             count, size = len(answer["reduced_bytes"]), sum(answer["reduced_bytes"])
-            lines.append(f"| {number} | {flag} | {count} | {size / 1e6:.3f} |")
+            cells.append([str(number), str(flag), str(count), f"{size / 1e6:.3f}"])
             rows.append({"workers": number, "sync_bn": flag, **answer})
-    return "\n".join(lines), rows
+    head = ["workers", "sync_bn", "reductions a step", "MB a step of a worker"]
+    return markdown_table(head, cells), rows
 
 
 def on_paper(rows: Sequence[dict[str, Any]]) -> str:
-    """How long a ring takes: each sends `2 (n - 1) / n` times the bytes. Latency is left out."""
-    lines = [
-        f"On paper, reducing after the backward pass, without overlap and without latency:\n\n"
-        f"| ring | sync_bn | ms to reduce | efficiency ≥ {GOAL:g} where a step alone takes |",
-        "|---|---|---|---|",
-    ]
+    """How long reductions take, of what two workers were seen to hand over.
+
+    Bytes go round a ring: each member sends `2 (n - 1) / n` of them (Patarasuk & Yuan 2009). A
+    reduction's latency is that of a tree, up and down: `2 log2(n)` messages.
+    """
+    cells = []
     two = [row for row in rows if row["workers"] == 2]
-    for title, number, bandwidth in RINGS:
+    for ring in RINGS:
         for row in two:
-            sent = 2 * (number - 1) / number * sum(row["reduced_bytes"])
-            ms = 1e3 * sent / bandwidth
-            # compute / (compute + ms) = GOAL
-            least = ms * GOAL / (1 - GOAL)
-            lines.append(f"| {title} | {row['sync_bn']} | {ms:.3g} | ≥ {least:.3g} ms |")
-    return "\n".join(lines)
+            sent = 2 * (ring.members - 1) / ring.members * sum(row["reduced_bytes"])
+            bytes_ms = 1e3 * sent / ring.bandwidth
+            messages = 2 * math.log2(ring.members) * len(row["reduced_bytes"])
+            latency_ms = 1e3 * messages * ring.latency
+            ms = bytes_ms + latency_ms
+            least = ms * GOAL / (1 - GOAL)  # step / (step + ms) = GOAL
+            numbers = [f"{value:.3g}" for value in (bytes_ms, latency_ms, ms)]
+            cells.append([ring.title, str(row["sync_bn"]), *numbers, f"≥ {least:.3g} ms"])
+    head = ["", "sync_bn", "bytes, ms", "latency, ms", "the two, ms"]
+    text = (
+        "On paper, all after the backward pass, nothing overlapped; bandwidth and latency assumed:"
+    )
+    last = f"efficiency ≥ {GOAL:g} where a step alone takes"
+    return f"{text}\n\n{markdown_table([*head, last], cells)}"
 
 
 def main(argv: Sequence[str]) -> None:

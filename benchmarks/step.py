@@ -15,20 +15,16 @@ import json
 import os
 import shlex
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
-import venv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from absl import app, flags
 
-from benchmarks.machine import ROOT, hardware, say
-
-ENVIRONMENTS = ROOT / ".venv-benchmarks"
+from benchmarks.contenders import Contender, Worker, take_turns
+from benchmarks.machine import hardware, markdown_table, say, verdict
 
 
 class Case(NamedTuple):
@@ -39,15 +35,6 @@ class Case(NamedTuple):
     image_size: int  # pixels
     precision: str
     goals: Mapping[str, float]
-
-
-class Contender(NamedTuple):
-    """`environment`: that of benchmarks/requirements-<environment>.txt, or "" for our own."""
-
-    title: str
-    environment: str
-    module: str  # in benchmarks/peers
-    variant: str = ""
 
 
 _TF_GOALS_20 = {"keras_fit": 2.5, "keras_loop": 1.3, "model_garden": 1.1}
@@ -89,72 +76,6 @@ _OUT = flags.DEFINE_string("out", None, "The Markdown file to write, beside prin
 _JSON = flags.DEFINE_string("json", None, "A file for all numbers.")
 
 
-def python_of(environment: str) -> str:
-    """The interpreter of an environment, made now if it is not there or was made for other pins."""
-    if not environment:
-        return sys.executable
-    folder = ENVIRONMENTS / environment
-    python = folder / "bin" / "python"
-    wanted = (ROOT / "benchmarks" / f"requirements-{environment}.txt").read_text(encoding="utf-8")
-    installed = folder / "installed.txt"
-    if not installed.exists() or installed.read_text(encoding="utf-8") != wanted:
-        say(f"installing benchmarks/requirements-{environment}.txt in {folder}")
-        venv.create(folder, with_pip=True, clear=True)
-        (ENVIRONMENTS / ".gitignore").write_text("*\n", encoding="utf-8")
-        requirements = ROOT / "benchmarks" / f"requirements-{environment}.txt"
-        subprocess.run(
-            [python, "-m", "pip", "install", "--quiet", "-r", requirements],
-            check=True,
-            stdout=sys.stderr,
-        )
-        installed.write_text(wanted, encoding="utf-8")
-    return str(python)
-
-
-class Worker:
-    """A contender's process, ready to run steps."""
-
-    def __init__(self, name: str, case: Case, threads: int):
-        self.contender = CONTENDERS[name]
-        # Open for as long as the process runs.
-        self._log = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
-        command = [python_of(self.contender.environment), "-m"]
-        command += [f"benchmarks.peers.{self.contender.module}", f"--model={case.model}"]
-        command += [f"--batch={case.batch}", f"--image_size={case.image_size}"]
-        command += [f"--precision={case.precision}", f"--threads={threads}"]
-        command += [f"--variant={self.contender.variant}"]
-        # The CPU is measured; and torch.compile's cache would make a second start look quicker.
-        environment = {"CUDA_VISIBLE_DEVICES": "-1", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
-        self._process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env={**os.environ, **environment},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-        )
-        self.ready = self._answer()
-
-    def ask(self, line: str) -> dict[str, Any]:
-        assert self._process.stdin
-        self._process.stdin.write(f"{line}\n")
-        self._process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout
-        line = self._process.stdout.readline()
-        if not line:
-            self._log.seek(0)
-            raise RuntimeError(f"{self.contender.title} ended:\n{self._log.read()[-4000:]}")
-        return json.loads(line)
-
-    def close(self) -> None:
-        self._process.communicate("quit\n")
-        self._log.close()
-
-
 class Row(NamedTuple):
     """One contender's measurements in one group."""
 
@@ -171,6 +92,17 @@ class Row(NamedTuple):
         return statistics.median(self.images_per_second)
 
 
+def arguments(case: Case, threads: int) -> list[str]:
+    """What protocol.read_request reads."""
+    return [
+        f"--model={case.model}",
+        f"--batch={case.batch}",
+        f"--image_size={case.image_size}",
+        f"--precision={case.precision}",
+        f"--threads={threads}",
+    ]
+
+
 def measure(names: Sequence[str], case: Case, rounds: int, seconds: float, threads: int):
     """The rows of contenders that take turns, and what `limit` says of the machine."""
     workers: dict[str, Worker] = {}
@@ -178,7 +110,7 @@ def measure(names: Sequence[str], case: Case, rounds: int, seconds: float, threa
     try:
         for name in names:
             say(f"starting {name}")
-            workers[name] = Worker(name, case, threads)
+            workers[name] = Worker(CONTENDERS[name], arguments(case, threads))
         check_parameters(workers)
         if "limit" in workers:
             machine = workers["limit"].ask("machine")
@@ -188,12 +120,7 @@ def measure(names: Sequence[str], case: Case, rounds: int, seconds: float, threa
         }
         if case.model == "dense":  # whole loops
             steps = {name: -(-count // 100) * 100 for name, count in steps.items()}
-        runs: dict[str, list[dict[str, Any]]] = {name: [] for name in workers}
-        for index in range(rounds):
-            turn = index % len(names)
-            for name in [*names[turn:], *names[:turn]]:
-                runs[name].append(workers[name].ask(f"run {steps[name]}"))
-            say(f"round {index + 1} of {rounds}")
+        runs = take_turns(workers, steps, rounds)
         rows = []
         for name, worker in workers.items():
             per_step = [run["seconds"] / run["steps"] for run in runs[name]]
@@ -236,25 +163,42 @@ def table(case: Case, rows: Sequence[Row], machine: Mapping[str, Any]) -> str:
     limit = by_name.get("limit")
     torch = [row for row in rows if row.name.startswith("torch")]
     better_torch = max(torch, key=lambda row: row.median).name if torch else None
-    lines = [
-        "| | images/s, median | least to most | step | ours is faster by | goal | share of "
-        "convolutions alone | cores busy | peak memory | first step |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    cells = []
     for row in rows:
         key = "torch" if row.name == better_torch else row.name
         goal, ratio = case.goals.get(key), ours.median / row.median
         is_peer = row.name not in ("ours", "limit")
-        verdict = "" if goal is None else f"≥ {goal:g}: {'met' if ratio >= goal else 'missed'}"
-        share = f"{row.median / limit.median:.0%}" if limit else ""
-        lines.append(
-            f"| {CONTENDERS[row.name].title} | {row.median:.4g} "
-            f"| {min(row.images_per_second):.4g} to {max(row.images_per_second):.4g} "
-            f"| {duration(statistics.median(row.seconds_per_step))} "
-            f"| {f'{ratio:.2f}' if is_peer else ''} | {verdict} | {share} "
-            f"| {statistics.median(row.cores):.2f} | {row.peak_rss_bytes / 2**30:.2f} GiB "
-            f"| {row.ready['first_step_s']:.1f} s |"
+        cells.append(
+            [
+                CONTENDERS[row.name].title,
+                f"{row.median:.4g}",
+                f"{min(row.images_per_second):.4g} to {max(row.images_per_second):.4g}",
+                duration(statistics.median(row.seconds_per_step)),
+                f"{ratio:.2f}" if is_peer else "",
+                verdict(ratio, goal),
+                f"{row.median / limit.median:.0%}" if limit else "",
+                f"{statistics.median(row.cores):.2f}",
+                f"{row.peak_rss_bytes / 2**30:.2f} GiB",
+                f"{row.ready['first_step_s']:.1f} s",
+            ]
         )
+    lines = [
+        markdown_table(
+            [
+                "",
+                "images/s, median",
+                "least to most",
+                "step",
+                "ours is faster by",
+                "goal",
+                "share of convolutions alone",
+                "cores busy",
+                "peak memory",
+                "first step",
+            ],
+            cells,
+        )
+    ]
     if machine and limit:
         rate = machine["flops_per_step"] / statistics.median(limit.seconds_per_step)
         lines += [

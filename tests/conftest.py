@@ -2,12 +2,15 @@
 
 import dataclasses
 import functools
+import io
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 from tests import small_models
 from trainer import config as config_lib
@@ -57,6 +60,21 @@ def small_config(digits_config) -> config_lib.Config:
 @pytest.fixture(scope="session")
 def digits(data_dir, digits_config) -> Source:
     return open_source(digits_config, "train", data_dir)
+
+
+@pytest.fixture(scope="session")
+def photos() -> list[np.ndarray]:
+    """scikit-learn's two photos, uint8 `[427, 640, 3]`."""
+    from sklearn.datasets import load_sample_images
+
+    return list(load_sample_images().images)
+
+
+def encode(image: np.ndarray, kind: str = "JPEG", **options) -> bytes:
+    """By Pillow."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, kind, **({"quality": 95} | options))
+    return buffer.getvalue()
 
 
 def with_model(config: config_lib.Config, name: str) -> config_lib.Config:

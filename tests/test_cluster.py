@@ -191,6 +191,19 @@ def test_one_that_left_again_is_missing():
     assert [missing in verdict for verdict in verdicts] == [True, True]
 
 
+def test_one_that_comes_again_with_the_right_config_is_welcome():
+    clusters = group(3)  # the third comes last, so that the others are still awaited
+    verdicts: list[str] = []
+    thread = threading.Thread(target=lambda: verdicts.extend(meet(clusters[:1], [{}])))
+    thread.start()
+    wrong = {"rank": 1, "offer": {"seed": 1}, "of": clusters[0].addresses}
+    with connected(clusters[0].addresses[0]) as member:
+        member.sendall(json.dumps(wrong).encode() + b"\n")
+    assert meet(clusters[1:], [{}, {}]) == ["", ""]
+    thread.join(60)
+    assert verdicts == [""]
+
+
 def connected(address: str) -> socket.socket:
     """A connection to a port at which somebody is about to listen."""
     host, port = address.split(":")

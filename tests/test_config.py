@@ -280,12 +280,25 @@ RANGES: dict[str, tuple[list[str], list[str]]] = {
     "model.num_classes": (["1"], ["2"]),
     "model.batch_norm_momentum": (["-0.1", "1"], ["0", "0.999"]),
     "model.batch_norm_epsilon": (["0"], ["1e-9"]),
+    "data.eval_fraction": (["0", "1"], []),
+    "data.channels": (["0", "2", "4"], ["1", "3"]),
+    "data.first_label": (["-1"], ["0", "1"]),
+    "data.shuffle_block_size": (["0"], ["1"]),
+    "data.repeats": (["0"], ["1", "3"]),
     "data.image_size": (["0"], ["1"]),
+    "data.train_sizes": (["0", "8,-1"], ["()"]),
+    "data.train_size_epochs": (["0", "2,1"], ["()"]),
     "data.std": (["0", "-0.5", "()"], ["0.01"]),
     "data.pad": (["-1"], ["0"]),
     "data.eval_crop_ratio": (["0", "1.01"], ["0.01", "1"]),
     "data.global_batch_size": (["0", "-64"], ["1"]),
     "data.eval_batch_size": (["0"], ["1"]),
+    "augment.num_layers": (["0", "15"], ["1", "14"]),
+    "augment.magnitude": (["-1", "31"], ["0", "30"]),
+    "augment.color_jitter": (["-0.1", "1.1"], ["0", "1"]),
+    "augment.erasing": (["-0.1", "1.1"], ["0", "1"]),
+    "augment.mixup": (["-0.1"], ["0", "0.2"]),
+    "augment.cutmix": (["-0.1"], ["0", "1"]),
     "optimizer.learning_rate": (["0", "-0.1"], ["1e-9"]),
     "optimizer.momentum": (["-0.1", "1"], ["0", "0.999"]),
     "optimizer.beta2": (["-0.1", "1"], ["0", "0.9999"]),
@@ -349,6 +362,16 @@ def test_a_number_is_finite(path, text):
         (["data.pad=2"], ["data.pad (2)", "data.crop", "'none'"], "data.crop=pad"),
         (["data.name=tfds"], ["data.path", "data.name", "'tfds'"], "data.path=mnist"),
         (
+            ["data.eval_fraction=0.1"],
+            ["data.eval_fraction (0.1)", "data.name 'folder'", "'digits'"],
+            "data.name=folder",
+        ),
+        (
+            ["data.train_sizes=8,16"],
+            ["data.train_sizes (8, 16)", "data.train_size_epochs ()", "data.image_size"],
+            "data.train_size_epochs=1,2",
+        ),
+        (
             ["optimizer.warmup_epochs=2"],
             ["optimizer.warmup_epochs (2.0)", "num_epochs (1.0)"],
             "num_epochs=2",
@@ -401,7 +424,8 @@ def test_an_unknown_model_or_data_set_is_answered_with_the_nearest(path, text, w
 def test_an_unknown_data_set_like_no_other_is_answered_with_all():
     message = refusal("data.name=xyzzy")
     assert message == (
-        "data.name: unknown data set 'xyzzy'; known: cifar10, digits, imagenet2012, tfds"
+        "data.name: unknown data set 'xyzzy'; known: arrays, cifar10, digits, folder, "
+        "imagenet2012, synthetic, tfds, tfrecord"
     )
 
 
@@ -435,7 +459,18 @@ OTHER_VALUES: dict[str, tuple[typing.Any, bool]] = {
     "data.path": ("mnist", True),
     "data.train_split": ("train[:90%]", True),
     "data.eval_split": ("train[90%:]", True),
+    "data.eval_fraction": (0.1, True),
+    "data.channels": (1, True),
+    "data.image_field": ("image", True),
+    "data.label_field": ("label", True),
+    "data.first_label": (1, True),
+    "data.shuffle": ("blocks", True),
+    "data.shuffle_block_size": (64, True),
+    "data.repeats": (2, True),
+    "data.on_bad_example": ("skip", False),
     "data.image_size": (16, True),
+    "data.train_sizes": ((8,), True),
+    "data.train_size_epochs": ((0.5,), True),
     "data.mean": ((0.4,), True),
     "data.std": ((0.4,), True),
     "data.crop": ("pad", True),
@@ -444,6 +479,13 @@ OTHER_VALUES: dict[str, tuple[typing.Any, bool]] = {
     "data.eval_crop_ratio": (1.0, True),
     "data.global_batch_size": (64, True),
     "data.eval_batch_size": (64, False),
+    "augment.policy": ("randaugment", True),
+    "augment.num_layers": (1, True),
+    "augment.magnitude": (5.0, True),
+    "augment.color_jitter": (0.4, True),
+    "augment.erasing": (0.25, True),
+    "augment.mixup": (0.2, True),
+    "augment.cutmix": (1.0, True),
     "optimizer.name": ("adamw", True),
     "optimizer.learning_rate": (0.8, True),
     "optimizer.momentum": (0.8, True),

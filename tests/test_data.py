@@ -2,90 +2,18 @@
 
 import dataclasses
 import hashlib
-import io
 import json
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image
 
 from tests.conftest import with_data
-from trainer.config import Config, DataConfig
-from trainer.data import SOURCES, digits, tfds_source, transform
-from trainer.data.order import shuffled_indices, uniform
+from trainer.config import Config
+from trainer.data import SOURCES, digits, tfds_source
 from trainer.data.pipeline import train_dataset
 from trainer.data.source import open_source
 from trainer.errors import UserError
-
-# --- order ------------------------------------------------------------------------------------
-
-
-@settings(max_examples=25, deadline=None)
-@given(num_examples=st.integers(1, 300), epoch=st.integers(0, 10_000), seed=st.integers(0, 2**31))
-def test_every_epoch_is_a_permutation(num_examples, epoch, seed):
-    positions = epoch * num_examples + tf.range(num_examples, dtype=tf.int64)
-    indices = shuffled_indices(positions, num_examples, seed).numpy()
-    assert sorted(indices) == list(range(num_examples))
-
-
-@settings(max_examples=25, deadline=None)
-@given(start=st.integers(0, 10_000), length=st.integers(1, 200), cut=st.integers(0, 200))
-def test_a_batch_across_epochs_is_its_parts(start, length, cut):
-    positions = start + tf.range(length, dtype=tf.int64)
-    whole = shuffled_indices(positions, 37, seed=3).numpy()
-    cut = min(cut, length)
-    parts = [p for p in (positions[:cut], positions[cut:]) if len(p)]
-    np.testing.assert_array_equal(
-        whole, np.concatenate([shuffled_indices(p, 37, seed=3) for p in parts])
-    )
-
-
-def _chi_square(values: np.ndarray, bins: int) -> float:
-    """Of the hypothesis that values in [0, 1) are uniform, in standard deviations."""
-    counts, _ = np.histogram(values, bins, (0, 1))
-    expected = len(values) / bins
-    return (((counts - expected) ** 2 / expected).sum() - (bins - 1)) / np.sqrt(2 * (bins - 1))
-
-
-def test_epochs_and_seeds_have_independent_orders():
-    """In particular epochs 256 apart, which RandomIndexShuffle alone would give one order."""
-    num_examples = 1437
-    first = tf.range(num_examples, dtype=tf.int64)
-    orders = {
-        (seed, epoch): shuffled_indices(epoch * num_examples + first, num_examples, seed).numpy()
-        for seed, epoch in [(0, 0), (0, 1), (0, 2), (0, 256), (0, 257), (1, 0), (256, 0), (257, 1)]
-    }
-    for key, order in orders.items():
-        for other_key, other in orders.items():
-            if key != other_key:
-                # Two random permutations agree in one place, Poisson: over 10 has chance 1e-8.
-                assert np.sum(order == other) <= 10, (key, other_key)
-    places = np.array(
-        [
-            shuffled_indices(tf.constant([epoch * num_examples], tf.int64), num_examples, 0)[0]
-            for epoch in range(1000)
-        ]
-    )
-    assert abs(_chi_square(places / num_examples, 20)) < 5  # the first example of each epoch
-    neighbours = orders[0, 0]
-    assert abs(_chi_square((np.diff(neighbours) % num_examples) / num_examples, 20)) < 5
-
-
-def test_uniform_is_uniform_and_independent_between_positions_streams_and_seeds():
-    positions = tf.range(100_000, dtype=tf.int64)
-    first = uniform(positions, 0, 1).numpy()
-    assert first.min() >= 0
-    assert first.max() < 1
-    others = [uniform(positions, 0, 2).numpy(), uniform(positions, 1, 1).numpy(), np.roll(first, 1)]
-    others += [uniform(positions, 256, 1).numpy(), uniform(positions, 0, 257).numpy()]
-    assert abs(_chi_square(first, 100)) < 5
-    for other in others:
-        assert abs(np.corrcoef(first, other)[0, 1]) < 5 / np.sqrt(len(first))
-        assert abs(_chi_square((first + other) % 1, 100)) < 5
-
 
 # --- pipeline ---------------------------------------------------------------------------------
 
@@ -187,7 +115,7 @@ def test_reading_from_disk_is_reading_from_memory(data_dir, digits_config, digit
     monkeypatch.setattr(tfds_source, "_IN_MEMORY_BYTES", 0)
     config = with_data(digits_config, crop="none", pad=0, eval_crop_ratio=1.0)
     from_disk = open_source(config, "train", data_dir)
-    assert isinstance(from_disk, tfds_source.RandomAccessSource)
+    assert isinstance(from_disk, tfds_source.ArrayRecordSource)
     assert from_disk.image_shape is None
     for a, b in zip(_steps(config, from_disk, 21, 24), _steps(config, digits, 21, 24), strict=True):
         np.testing.assert_array_equal(a[0], b[0])
@@ -200,9 +128,13 @@ class _Squares:
     class_names = ("small", "large")
     image_shape = (8, 8, 1)
     channels = 1
+    in_graph = True
 
     def __len__(self):
         return 10
+
+    def describe(self, index):
+        return f"square {index}"
 
     def fetch(self, indices):
         large = indices % 2 == 1
@@ -244,98 +176,6 @@ def test_what_is_wrong_with_the_data_is_said(data_dir, digits_config, tmp_path):
     )
     with pytest.raises(UserError, match=r"has 10 classes: --set model.num_classes=10"):
         open_source(config, "train", data_dir)
-
-
-# --- transforms -------------------------------------------------------------------------------
-
-
-def _images(*shape: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-
-
-def test_pad_and_crop_takes_every_place_and_nothing_else():
-    config = Config(data=DataConfig(crop="pad", pad=2, image_size=8))
-    image = _images(8, 8, 1)
-    padded = np.pad(image, ((2, 2), (2, 2), (0, 0)))
-    places = {padded[y : y + 8, x : x + 8].tobytes(): (y, x) for y in range(5) for x in range(5)}
-    batch = tf.constant(np.repeat(image[None], 2000, 0))
-    cropped = transform.train_images(batch, tf.range(2000, dtype=tf.int64), config, 1).numpy()
-    counts = np.zeros((5, 5))
-    for crop in cropped:
-        counts[places[crop.tobytes()]] += 1
-    assert ((counts - 80) ** 2 / 80).sum() < 24 + 5 * np.sqrt(48)  # uniform over the 25 places
-
-
-def test_flip_mirrors_half_of_the_images():
-    config = Config(data=DataConfig(flip=True, image_size=8))
-    images = _images(2000, 8, 8, 3)
-    flipped = transform.train_images(
-        tf.constant(images), tf.range(2000, dtype=tf.int64), config, 3
-    ).numpy()
-    mirrored = (flipped == images[:, :, ::-1]).all((1, 2, 3))
-    assert (mirrored ^ (flipped == images).all((1, 2, 3))).all()
-    assert abs(mirrored.sum() - 1000) < 5 * np.sqrt(500)
-
-
-@pytest.fixture(scope="module")
-def photos() -> list[bytes]:
-    """scikit-learn's two photos, 640x427, as JPEG; and one of them as PNG."""
-    from sklearn.datasets import load_sample_images
-
-    files = []
-    for image, kind in zip(
-        [*load_sample_images().images] * 2, ("JPEG", "JPEG", "PNG"), strict=False
-    ):
-        buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, kind, quality=95)
-        files.append(buffer.getvalue())
-    return files
-
-
-def test_evaluation_crops_the_centre_as_pillow_does(photos):
-    config = Config(data=DataConfig(image_size=64, mean=(0.5,) * 3, std=(0.5,) * 3))
-    images = transform.eval_images(tf.constant(photos), config, 3).numpy()
-    for file, image in zip(photos, images, strict=True):
-        side = round(427 * 0.875)
-        left, top = (640 - side) // 2, (427 - side) // 2
-        crop = Image.open(io.BytesIO(file)).crop((left, top, left + side, top + side))
-        expected = np.asarray(crop.resize((64, 64), Image.Resampling.BILINEAR), float)
-        # JPEG decoders differ by a few units where colour is upsampled.
-        assert np.abs(image - expected).mean() < 1.5
-        assert np.abs(image - expected).max() < 30
-
-
-def test_random_resized_crops_are_crops_within_the_ranges(photos, monkeypatch):
-    config = Config(data=DataConfig(crop="random_resized", image_size=32))
-    windows = []
-    original = transform._decode_crop
-    monkeypatch.setattr(
-        transform, "_decode_crop", lambda *a: windows.append(a[1].numpy()) or original(*a)
-    )
-    for position in range(200):
-        image = transform._random_resized_crop(
-            tf.constant(photos[position % 3]), tf.constant(position, tf.int64), config, 3
-        )
-        assert image.shape == (32, 32, 3)
-    _, _, heights, widths = np.array(windows).T
-    areas, ratios = heights * widths / (640 * 427), widths / heights
-    assert areas.min() > 0.07
-    assert areas.max() <= 1
-    assert areas.max() > 0.8
-    assert areas.min() < 0.2
-    assert (ratios > 0.73).all()
-    assert (ratios < 1.36).all()
-    assert len({tuple(w) for w in windows}) > 190
-
-
-def test_augmented_photos_are_a_function_of_the_position(photos):
-    config = Config(data=DataConfig(crop="random_resized", flip=True, image_size=32))
-    files = tf.constant(photos * 2)
-    positions = tf.constant([5, 6, 7, 8, 9, 10], tf.int64)
-    batch = transform.train_images(files, positions, config, 3).numpy()
-    reverse = transform.train_images(files[::-1], positions[::-1], config, 3).numpy()
-    np.testing.assert_array_equal(batch, reverse[::-1])
-    assert (batch[0] != batch[3]).any()  # the same photo elsewhere
 
 
 def test_metadata_is_ready_for_json(digits_config, digits):

@@ -14,6 +14,7 @@ ALLOWED = {
     "stopwatch": "",
     "registries": "",  # trainer/data/__init__.py and trainer/models/__init__.py: dicts of names
     "config": "errors registries",
+    "cli": "errors",
     "cluster": "errors config",
     "run_folder": "errors config",
     "losses": "errors config",
@@ -24,13 +25,15 @@ ALLOWED = {
     "steps": "errors config losses optim state",  # of optim, the type of a schedule
     "checkpoint": "errors config data state",  # of data, what a source says of itself
     "summaries": "errors config run_folder steps",  # of steps, the metrics of a loop
+    "bad_examples": "",
     "strategy": "errors config cluster steps",  # of steps, what XLA compiles of one
     "divergence": "errors config data state steps checkpoint",
     "train": "errors stopwatch config run_folder losses optim models data state steps checkpoint "
-    "summaries strategy divergence",
-    "main": "errors stopwatch config cluster run_folder strategy train",
+    "summaries bad_examples strategy divergence",
+    "main": "errors stopwatch config cli cluster run_folder strategy train",
+    "prepare": "errors config cli data",
 }
-WITHOUT_TENSORFLOW = ("errors", "stopwatch", "registries", "config", "cluster", "run_folder")
+WITHOUT_TENSORFLOW = ("errors", "stopwatch", "registries", "config", "cli", "cluster", "run_folder")
 
 
 def imports(source: str) -> set[str]:

@@ -25,6 +25,19 @@ def test_cross_entropy_is_its_definition(smoothing):
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_of_a_mixture_is_the_mixture_of_cross_entropies(smoothing):
+    """It is linear in the target."""
+    random = np.random.default_rng(0)
+    logits = tf.constant(random.normal(size=(6, 5)), tf.float32)
+    labels, others = random.integers(0, 5, (2, 6))
+    share = random.uniform(size=6)
+    targets = share[:, None] * np.eye(5)[labels] + (1 - share)[:, None] * np.eye(5)[others]
+    mixture = softmax_cross_entropy(logits, tf.constant(targets, tf.float32), smoothing)
+    apart = [softmax_cross_entropy(logits, tf.constant(one), smoothing) for one in (labels, others)]
+    np.testing.assert_allclose(mixture, share * apart[0] + (1 - share) * apart[1], rtol=1e-5)
+
+
 def test_cross_entropy_of_large_logits_is_finite():
     logits = tf.constant([[1e4, 0.0], [0.0, 1e4]])
     np.testing.assert_allclose(softmax_cross_entropy(logits, tf.constant([0, 0])), [0, 1e4])

@@ -13,7 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.conftest import strategy_of, with_data, with_model, with_optimizer
 from trainer import train
-from trainer.errors import DivergedError, UserError
+from trainer.config import AugmentConfig
+from trainer.errors import DivergedError, PreemptedError, UserError
 from trainer.run_folder import RunFolder
 from trainer.steps import TrainMetrics
 from trainer.summaries import RunLog, read_records
@@ -81,6 +82,98 @@ def test_loop_lengths_do_not_change_what_is_computed(linear_config, data_dir, tm
         losses.append([r["loss"] for r in read_records(folder / "metrics.jsonl", "train")])
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
     np.testing.assert_allclose(losses[0], losses[2], rtol=1e-6)
+
+
+def test_image_sizes_grow_as_configured_also_after_a_stop(digits_config, data_dir, tmp_path):
+    """96 of 1,437: an epoch is 14.97 steps."""
+    config = with_data(
+        with_model(digits_config, "convnet"),
+        global_batch_size=96,
+        image_size=8,
+        train_sizes=(4, 6),
+        train_size_epochs=(0.5, 1.5),
+    )
+    config = dataclasses.replace(config, num_epochs=2.0, eval_every_epochs=0.7)
+    seen = []
+
+    def run(folder, **changes):
+        original = train.train_dataset
+
+        def watched(config, source, step, *others):
+            seen.append((step, config.data.image_size))
+            return original(config, source, step, *others)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(train, "train_dataset", watched)
+            return _train(dataclasses.replace(config, **changes), folder, data_dir)
+
+    run(tmp_path / "whole")
+    assert seen == [(0, 4), (7, 6), (22, 8)]
+    records = read_records(tmp_path / "whole" / "metrics.jsonl", "train")
+    traces = [record["traces"] for record in records]
+    assert [traces[step - 1] for step in (7, 8, 22, 23, 30)] == [1, 2, 2, 3, 3]
+
+    # A run that ends where its steps do, in the midst of the second size, and one that goes on.
+    seen.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "_StopRequest", _StopAfter(4))  # 3, 3, 1 (a new size), 3 steps
+        with pytest.raises(PreemptedError):
+            run(tmp_path / "stopped", steps_per_loop=3)
+    run(tmp_path / "stopped")
+    assert seen == [(0, 4), (7, 6), (10, 6), (22, 8)]
+    again = read_records(tmp_path / "stopped" / "metrics.jsonl", "train")
+    np.testing.assert_allclose([r["loss"] for r in again], [r["loss"] for r in records], rtol=1e-3)
+
+
+class _StopAfter:
+    """In place of a signal: asks to stop after so many loops."""
+
+    def __init__(self, loops: int):
+        self._asked = 0
+        self._loops = loops
+
+    def __call__(self):
+        return self
+
+    @property
+    def requested(self) -> bool:
+        self._asked += 1
+        return self._asked >= self._loops
+
+
+@pytest.mark.parametrize("num_replicas", [1, 2])
+def test_training_on_mixtures(digits_config, data_dir, tmp_path, num_replicas):
+    """Accuracy counts the class that an image has most of; the loss cannot fall to 0."""
+    config = with_data(with_model(digits_config, "convnet"), global_batch_size=96, image_size=8)
+    augment = AugmentConfig(mixup=0.2, cutmix=1.0, erasing=0.1)
+    config = dataclasses.replace(config, num_epochs=3.0, augment=augment)
+    summary = _train(config, tmp_path, data_dir, num_replicas)
+    records = read_records(tmp_path / "metrics.jsonl", "train")
+    assert records[-1]["loss"] < records[0]["loss"]
+    assert summary.last_accuracy > 0.5
+
+
+def test_mixing_needs_pairs(digits_config, data_dir, tmp_path):
+    config = with_data(with_model(digits_config, "linear"), global_batch_size=6)
+    config = dataclasses.replace(config, augment=AugmentConfig(mixup=0.2))
+    with pytest.raises(UserError, match=r"gives each 3 images, and mixup and CutMix need an even"):
+        _train(config, tmp_path, data_dir, num_replicas=2)
+
+
+def test_other_data_are_refused(digits_config, data_dir, tmp_path, monkeypatch):
+    """As many fields, another number of examples: the rest of the run would not be what it was."""
+    config = with_data(with_model(digits_config, "linear"), global_batch_size=96, image_size=8)
+    _train(config, tmp_path / "run", data_dir)
+    original = train.open_source
+
+    def open_less(config, split, folder):
+        return original(config, "train[:90%]" if split == "train" else split, folder)
+
+    monkeypatch.setattr(train, "open_source", open_less)
+    with pytest.raises(
+        UserError, match=r"of a run on other data: train_examples is 1293, was 1437"
+    ):
+        _train(dataclasses.replace(config, keep_checkpoints=5), tmp_path / "run", data_dir)
 
 
 def test_a_divergence_is_named_and_the_checkpoint_kept(linear_config, data_dir, tmp_path):

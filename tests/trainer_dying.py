@@ -17,8 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from absl import app
-
+from trainer import cli
 from trainer import main as trainer_main
 from trainer.models import MODELS
 
@@ -73,4 +72,4 @@ def _arm(where: str, count: int) -> None:
 if __name__ == "__main__":
     _arm(sys.argv[1], int(sys.argv[2]))
     arguments = [sys.argv[0], *sys.argv[3:]]
-    app.run(trainer_main.main, argv=arguments, flags_parser=trainer_main.parse_flags)
+    cli.run(trainer_main.train, arguments)

@@ -18,6 +18,7 @@ def run_metadata(config: Config, source: Source) -> dict[str, Any]:
     return {
         "config": config_lib.to_dict(config),
         "class_names": list(source.class_names),
+        "train_examples": len(source),
         "channels": source.channels,
         "mean": list(config.data.mean),
         "std": list(config.data.std),
@@ -53,7 +54,7 @@ class Checkpoints:
         self._is_chief = is_chief
         self._state = state
         self._checkpoint = tf.train.Checkpoint(state=state, metadata=_Metadata(metadata))
-        self._config = metadata["config"]
+        self._metadata = metadata
         if is_chief:
             for name in (folder, folder / "best"):
                 if _pointed_at(name) is None:
@@ -118,12 +119,20 @@ class Checkpoints:
         """A checkpoint copied from another run would fit wherever its shapes do."""
         reader = tf.train.load_checkpoint(path)
         text = reader.get_tensor("metadata/.ATTRIBUTES/py_state")
-        different = config_lib.differences(self._config, json.loads(text)["config"])
+        saved = json.loads(text)
+        different = config_lib.differences(self._metadata["config"], saved["config"])
         if different:
             raise UserError(
                 f"{path}: of a run that computes something else ({'; '.join(different)}); remove "
                 f"it, or name another --workdir"
             )
+        # In order: class 3 must stay class 3.
+        for what in ("train_examples", "class_names"):
+            if saved.get(what) != self._metadata[what]:
+                raise UserError(
+                    f"{path}: of a run on other data: {what} is {_short(self._metadata[what])}, "
+                    f"was {_short(saved.get(what))}; restore the data, or name another --workdir"
+                )
 
     def save(self, step: int) -> None:
         if self._is_chief:
@@ -147,3 +156,8 @@ def _by_name(folder: Path) -> list[str]:
     """The checkpoints in the folder, oldest first."""
     found = [path.with_suffix("") for path in folder.glob("ckpt-*.index")]
     return [str(p) for p in sorted(found, key=lambda path: int(path.name.partition("-")[2]))]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}…"

@@ -105,7 +105,7 @@ def _gather(
     """Rank 0: waits for all, tells all. Returns what is wrong, "" for nothing."""
     deadline = time.monotonic() + timeout_s
     members: dict[int, socket.socket] = {}
-    verdicts: list[str] = []
+    verdicts: dict[int, str] = {}  # by rank: the last word of one that came again
     with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
         selector.register(listener, selectors.EVENT_READ)
         while len(members) + 1 < len(cluster.addresses) and time.monotonic() < deadline:
@@ -124,9 +124,9 @@ def _gather(
                     members[rank].close()
                 members[rank] = connection
                 selector.register(connection, selectors.EVENT_READ, rank)
-                verdicts.append(_compare(cluster, rank, offer, message))
+                verdicts[rank] = _compare(cluster, rank, offer, message)
         # What differs says more than who did not come.
-        verdict = next(filter(None, verdicts), "") or _missing(cluster, {0, *members})
+        verdict = next(filter(None, verdicts.values()), "") or _missing(cluster, {0, *members})
         # The roll is called twice: who has left is not out of reach, and trying takes its time.
         verdict = verdict or _call_roll(cluster, members)
         verdict = verdict or _reach(cluster, deadline)

@@ -63,6 +63,10 @@ class _Section:
             )
 
 
+def _ascend(epochs: tuple[float, ...]) -> bool:
+    return list(epochs) == sorted(set(epochs)) and all(epoch > 0 for epoch in epochs)
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(_Section):
     """Which network. `zero_init_residual`: the last batch norm scale of each block starts at 0,
@@ -86,11 +90,26 @@ class ModelConfig(_Section):
 class DataConfig(_Section):
     """Which images, and how they reach the model.
 
-    `path` is what the source needs beside its name: for `tfds`, the TFDS name. `mean` and `std`
-    are per channel, in units of a pixel value divided by 255. `crop`: `pad` pads by `pad` pixels
-    and crops back at random; `random_resized` is the Inception crop (Szegedy et al. 2015), for
-    sources of encoded images; in evaluation, encoded images are resized so that the central
-    crop covers `eval_crop_ratio` of the shorter side.
+    `path` is what the source needs beside its name: for `tfds`, the TFDS name; for `folder`,
+    `tfrecord` and `arrays`, where they lie, below `--data_dir` or from the root. `channels`: what
+    encoded images of these three are decoded to. `eval_fraction`: `folder` holds this share of the
+    images out for evaluation, by a hash of their paths, and has no folders of splits.
+    `image_field`, `label_field` and the number of the first class, `first_label`, are those of
+    `tfrecord`.
+
+    `shuffle`: `full`, or `blocks` of `shuffle_block_size` neighbours, for storage that reads far
+    slower at random. `repeats`: every epoch has each image so often, close together, differently
+    augmented (Hoffer et al. 2020).
+
+    `mean` and `std` are per channel, in units of a pixel value divided by 255. `crop`: `pad` pads
+    by `pad` pixels and crops back at random; `random_resized` is the Inception crop (Szegedy et al.
+    2015), for sources of encoded images; in evaluation, encoded images are resized so that the
+    central crop covers `eval_crop_ratio` of the shorter side. `train_sizes` are image sizes to
+    begin with, each until the epoch of `train_size_epochs`; then comes `image_size`.
+
+    `on_bad_example`: what follows an image that cannot be read, or a label outside the classes:
+    `fail` ends the run and names it; `skip` puts another example in its place, the same one on each
+    pass.
     """
 
     PATH: ClassVar[str] = "data."
@@ -98,7 +117,17 @@ class DataConfig(_Section):
     path: str | None = None
     train_split: str = "train"
     eval_split: str = "test"
+    eval_fraction: float | None = None
+    channels: int = 3
+    image_field: str = "image/encoded"
+    label_field: str = "image/class/label"
+    first_label: int = 0
+    shuffle: Literal["full", "blocks"] = "full"
+    shuffle_block_size: int = 1024
+    repeats: int = 1
     image_size: int = 8
+    train_sizes: tuple[int, ...] = ()
+    train_size_epochs: tuple[float, ...] = ()
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
     crop: Literal["none", "pad", "random_resized"] = "none"
@@ -107,15 +136,62 @@ class DataConfig(_Section):
     eval_crop_ratio: float = 0.875
     global_batch_size: int = 128
     eval_batch_size: int = _bookkeeping(256)
+    on_bad_example: Literal["fail", "skip"] = _bookkeeping("fail")
 
     def _check_ranges(self) -> None:
         self._require_name("name", SOURCES, "data set")
+        self._require(
+            self.eval_fraction is None or 0 < self.eval_fraction < 1, "eval_fraction", "in (0, 1)"
+        )
+        self._require(self.channels in (1, 3), "channels", "1 or 3")
+        self._require(self.first_label >= 0, "first_label", "at least 0")
+        self._require(self.shuffle_block_size >= 1, "shuffle_block_size", "at least 1")
+        self._require(self.repeats >= 1, "repeats", "at least 1")
         self._require(self.image_size >= 1, "image_size", "at least 1")
+        self._require(all(size >= 1 for size in self.train_sizes), "train_sizes", "at least 1 each")
+        self._require(
+            _ascend(self.train_size_epochs), "train_size_epochs", "above 0 and increasing"
+        )
         self._require(all(s > 0 for s in self.std) and bool(self.std), "std", "above 0")
         self._require(self.pad >= 0, "pad", "at least 0")
         self._require(0 < self.eval_crop_ratio <= 1, "eval_crop_ratio", "in (0, 1]")
         self._require(self.global_batch_size >= 1, "global_batch_size", "at least 1")
         self._require(self.eval_batch_size >= 1, "eval_batch_size", "at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig(_Section):
+    """What training does to images beside crop and flip, in this order.
+
+    `policy`: `randaugment` applies `num_layers` of 14 operations at `magnitude` of 30 (Cubuk et al.
+    2020); `trivialaugment` one operation at a random strength, of the wide ranges (Müller & Hutter
+    2021). `color_jitter`: brightness, contrast and saturation are multiplied by factors in
+    `1 ± color_jitter`. `erasing`: the probability of an erased rectangle (Zhong et al. 2020).
+    `mixup` and `cutmix`: the `α` of their Beta distribution, 0 for none (Zhang et al. 2018, Yun et
+    al. 2019); with both, each pair of images gets one of them.
+    """
+
+    PATH: ClassVar[str] = "augment."
+    policy: Literal["none", "randaugment", "trivialaugment"] = "none"
+    num_layers: int = 2
+    magnitude: float = 9.0
+    color_jitter: float = 0.0
+    erasing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+    @property
+    def mixes(self) -> bool:
+        """Whether an image has more than one class."""
+        return self.mixup > 0 or self.cutmix > 0
+
+    def _check_ranges(self) -> None:
+        self._require(1 <= self.num_layers <= 14, "num_layers", "in 1 to 14")
+        self._require(0 <= self.magnitude <= 30, "magnitude", "in [0, 30]")
+        self._require(0 <= self.color_jitter <= 1, "color_jitter", "in [0, 1]")
+        self._require(0 <= self.erasing <= 1, "erasing", "in [0, 1]")
+        self._require(self.mixup >= 0, "mixup", "at least 0")
+        self._require(self.cutmix >= 0, "cutmix", "at least 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,12 +225,7 @@ class OptimizerConfig(_Section):
         self._require(self.weight_decay >= 0, "weight_decay", "at least 0")
         self._require(self.clip_norm is None or self.clip_norm > 0, "clip_norm", "above 0")
         self._require(self.warmup_epochs >= 0, "warmup_epochs", "at least 0")
-        self._require(
-            list(self.milestones) == sorted(set(self.milestones))
-            and all(epoch > 0 for epoch in self.milestones),
-            "milestones",
-            "above 0 and increasing",
-        )
+        self._require(_ascend(self.milestones), "milestones", "above 0 and increasing")
         self._require(self.milestone_factor > 0, "milestone_factor", "above 0")
 
 
@@ -187,6 +258,7 @@ class Config(_Section):
     keep_checkpoints: int = _bookkeeping(3)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
 
     def _check_ranges(self) -> None:
@@ -231,6 +303,17 @@ class Config(_Section):
             )
         if data.name == "tfds" and not data.path:
             raise UserError("data.path: must name a TFDS data set when data.name is 'tfds'")
+        if data.eval_fraction is not None and data.name != "folder":
+            raise UserError(
+                f"data.eval_fraction ({data.eval_fraction}) is for data.name 'folder', not "
+                f"{data.name!r}"
+            )
+        if len(data.train_sizes) != len(data.train_size_epochs):
+            raise UserError(
+                f"data.train_sizes {data.train_sizes} and data.train_size_epochs "
+                f"{data.train_size_epochs} must have one value each for every size before "
+                f"data.image_size"
+            )
         if optimizer.warmup_epochs > self.num_epochs:
             raise UserError(
                 f"optimizer.warmup_epochs ({optimizer.warmup_epochs}) must not exceed "

@@ -5,6 +5,7 @@ EXIT_BUG = 1
 EXIT_USER_ERROR = 2
 EXIT_PREEMPTED = 42
 EXIT_DIVERGED = 43
+EXIT_INTERRUPTED = 130  # as a shell reports the end by Ctrl-C
 
 
 class UserError(Exception):

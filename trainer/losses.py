@@ -10,7 +10,8 @@ def softmax_cross_entropy(
 
     Args:
         logits: `[batch, classes]`, float32.
-        labels: `[batch]`, the index of the right class.
+        labels: `[batch]`, the index of the right class; or float32 `[batch, classes]`, the share
+            of each.
         label_smoothing: the share of the target spread evenly over all classes (Szegedy et al.
             2015b, section 7).
 
@@ -19,5 +20,9 @@ def softmax_cross_entropy(
     """
     classes = logits.shape[-1]
     spread = label_smoothing / classes
-    targets = tf.one_hot(labels, classes, on_value=1.0 - label_smoothing + spread, off_value=spread)
+    if labels.shape.rank == 1:
+        on = 1.0 - label_smoothing + spread
+        targets = tf.one_hot(labels, classes, on_value=on, off_value=spread)
+    else:
+        targets = (1.0 - label_smoothing) * labels + spread
     return tf.nn.softmax_cross_entropy_with_logits(targets, logits)

@@ -6,23 +6,13 @@ TensorFlow is imported only once everything that needs no TensorFlow has been ch
 import math
 import os
 import shlex
-import sys
-from collections.abc import Sequence
-from typing import NoReturn
 
-from absl import app, flags, logging
+from absl import flags
 
+from trainer import cli
 from trainer import cluster as cluster_lib
 from trainer import config as config_lib
-from trainer.errors import (
-    EXIT_DIVERGED,
-    EXIT_DONE,
-    EXIT_PREEMPTED,
-    EXIT_USER_ERROR,
-    DivergedError,
-    PreemptedError,
-    UserError,
-)
+from trainer.errors import EXIT_DONE, UserError
 from trainer.run_folder import RunFolder, default_path
 from trainer.stopwatch import Stopwatch
 
@@ -55,34 +45,8 @@ _CLUSTER_TIMEOUT_S = flags.DEFINE_float(
 )
 
 
-def parse_flags(argv: Sequence[str]) -> list[str]:
-    """absl's parser, with its errors as ours: one line, exit 2."""
-    try:
-        rest = flags.FLAGS(list(argv))
-    except flags.Error as error:
-        _exit_with_error(str(error).removeprefix("ERROR:: ") + " (--help lists all flags)")
-    except SystemExit:  # how absl ends --help, with the code of a bug
-        sys.exit(EXIT_DONE)
-    if len(rest) > 1:
-        _exit_with_error(f"{rest[1]!r}: arguments must be flags, as --config={rest[1]}")
-    return rest
-
-
-def main(argv: Sequence[str]) -> int:
-    del argv
-    try:
-        return _run()
-    except UserError as error:
-        _exit_with_error(str(error))
-    except PreemptedError as error:
-        print(f"stopped: {error}; the same command goes on from there")
-        return EXIT_PREEMPTED
-    except DivergedError as error:
-        print(f"diverged: {error}", file=sys.stderr)
-        return EXIT_DIVERGED
-
-
-def _run() -> int:
+def train() -> int:
+    """Trains what the flags say and returns the exit code."""
     stopwatch = Stopwatch()
     config = config_lib.override(config_lib.load(_CONFIG.value), _SET.value)
     _check_strategy()
@@ -102,7 +66,7 @@ def _run() -> int:
         cluster_lib.rendezvous(cluster, offer, _CLUSTER_TIMEOUT_S.value)
         stopwatch.lap("waiting for workers")
 
-    _quiet_libraries()
+    cli.quiet_libraries()
     import tensorflow as tf
 
     from trainer.strategy import create_strategy
@@ -151,17 +115,5 @@ def _check_strategy() -> None:
         )
 
 
-def _quiet_libraries() -> None:
-    """Takes away what TensorFlow and TFDS report of themselves; `--verbosity=0` brings it back."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.ERROR)
-
-
-def _exit_with_error(message: str) -> NoReturn:
-    print("error:", " ".join(message.split()), file=sys.stderr)  # one line, whatever is quoted
-    sys.exit(EXIT_USER_ERROR)
-
-
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    cli.run(train)

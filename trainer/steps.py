@@ -71,7 +71,8 @@ def make_train_loop(
     """The compiled loop `train_loop(iterator, num_steps)`.
 
     `iterator` yields, for each replica, its share of the global batch: `(images, labels)`,
-    uint8 `[per_replica_batch_size, height, width, channels]` and int32 `[per_replica_batch_size]`.
+    uint8 `[per_replica_batch_size, height, width, channels]` and int32 `[per_replica_batch_size]`,
+    or float32 `[per_replica_batch_size, classes]` of images that are mixed.
     `num_steps` is a tensor: one trace serves all lengths.
 
     Args:
@@ -93,7 +94,8 @@ def make_train_loop(
         gradients = tape.gradient(scaled, weights)
         if state.loss_scale is not None:
             gradients = [gradient / state.loss_scale for gradient in gradients]
-        right = tf.equal(tf.argmax(logits, -1, output_type=labels.dtype), labels)
+        classes = labels if labels.shape.rank == 1 else tf.argmax(labels, -1, tf.int32)
+        right = tf.equal(tf.argmax(logits, -1, tf.int32), classes)
         accuracy = tf.reduce_sum(tf.cast(right, tf.float32)) / global_batch_size
         return gradients, loss, accuracy
 

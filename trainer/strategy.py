@@ -67,6 +67,21 @@ def _tpu(name: str) -> tf.distribute.Strategy:
         ) from None
 
 
+def check_placement(strategy: tf.distribute.Strategy, source_name: str, in_graph: bool) -> None:
+    """The input of a TPU slice runs on its remote hosts, which run TensorFlow but no Python.
+
+    Raises:
+        UserError: for a source that needs Python there. Tested with a stand-in for the slice.
+    """
+    is_slice = isinstance(strategy, tf.distribute.TPUStrategy) and strategy.extended.num_hosts > 1
+    if is_slice and not in_graph:
+        raise UserError(
+            f"data.name={source_name}: read from Python, which the {strategy.extended.num_hosts} "
+            f"hosts of this TPU slice do not run: prepare the data as TFRecord (TFDS with "
+            f"--file_format=tfrecord, or python -m trainer.prepare)"
+        )
+
+
 class Compilation(NamedTuple):
     """How much of the replica step XLA compiles, and the sentence for the log."""
 

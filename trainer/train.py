@@ -1,19 +1,30 @@
 """The training, from top to bottom."""
 
 import contextlib
+import dataclasses
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from trainer import divergence
+from trainer.bad_examples import BadExamples
 from trainer.checkpoint import Checkpoints, run_metadata
 from trainer.config import Config
-from trainer.data.pipeline import distribute, eval_dataset, eval_steps, train_dataset
+from trainer.data.order import epoch_size
+from trainer.data.pipeline import (
+    distribute,
+    eval_dataset,
+    eval_steps,
+    first_bad_in_evaluation,
+    first_bad_in_training,
+    train_dataset,
+)
 from trainer.data.source import open_source
 from trainer.errors import DivergedError, PreemptedError, UserError
 from trainer.optim import make_schedule
@@ -21,9 +32,19 @@ from trainer.run_folder import RunFolder
 from trainer.state import TrainState
 from trainer.steps import TrainMetrics, make_agreement, make_eval_loop, make_train_loop
 from trainer.stopwatch import Stopwatch
-from trainer.strategy import choose_compilation
+from trainer.strategy import check_placement, choose_compilation
 from trainer.summaries import RunLog, read_records
 
+# What TensorFlow raises where a file or what is in it is bad.
+_INPUT_ERRORS = (
+    tf.errors.InvalidArgumentError,
+    tf.errors.NotFoundError,
+    tf.errors.PermissionDeniedError,
+    tf.errors.FailedPreconditionError,
+    tf.errors.DataLossError,
+    tf.errors.OutOfRangeError,
+    tf.errors.UnknownError,
+)
 # A signal is served between two loops, and clouds give 30 s from the signal to the kill: `auto`
 # aims at loops of 2 s, well under 5 s also where a machine's speed wavers.
 _LOOP_SECONDS = 2.0
@@ -65,7 +86,8 @@ def train_and_evaluate(
     compilation = choose_compilation(config, strategy)
     train_source = open_source(config, config.data.train_split, data_dir)
     eval_source = open_source(config, config.data.eval_split, data_dir)
-    steps_per_epoch = len(train_source) / config.data.global_batch_size
+    check_placement(strategy, config.data.name, train_source.in_graph and eval_source.in_graph)
+    steps_per_epoch = epoch_size(config, len(train_source)) / config.data.global_batch_size
     total_steps = max(1, round(config.num_epochs * steps_per_epoch))
 
     stopwatch.lap("data")
@@ -92,15 +114,23 @@ def train_and_evaluate(
     stopwatch.lap("build")
 
     # 4. Input from this step on, and the compiled loops.
+    bad_examples = BadExamples(folder.path, lambda text: log.say(text))  # noqa: PLW0108  # rebound after a rollback
+
     def input_from(step: int) -> Iterator:
+        at_step = _at_size(config, step, steps_per_epoch)
         return iter(
-            distribute(strategy, lambda context: train_dataset(config, train_source, step, context))
+            distribute(
+                strategy,
+                lambda context: train_dataset(
+                    at_step, train_source, step, context, bad_examples.of(context)
+                ),
+            )
         )
 
     iterator = input_from(step)
     schedule = make_schedule(config, steps_per_epoch, total_steps)
     train_loop = make_train_loop(config, strategy, state, schedule, compilation.compiled)
-    evaluate = _make_evaluate(config, strategy, state, eval_source)
+    evaluate = _make_evaluate(config, strategy, state, eval_source, bad_examples)
     if step < total_steps:
         train_loop.get_concrete_function(iterator, tf.constant(1))
     stopwatch.lap("trace")
@@ -112,11 +142,15 @@ def train_and_evaluate(
     last_save = time.monotonic()
     while step < total_steps:
         next_eval = _next_eval(step, config.eval_every_epochs * steps_per_epoch, total_steps)
-        num_steps = min(loop_steps, next_eval - step)
+        next_size = _next_size(config, step, steps_per_epoch)
+        num_steps = min(loop_steps, next_eval - step, next_size - step)
         started = time.monotonic()
         # The count is a tensor, so that all lengths share one trace. numpy() waits for the device,
         # so that an error of one loop, as a lack of memory, is not another one's.
-        with _explained(*_memory_advice(config, num_replicas)):
+        with (
+            _explained(*_memory_advice(config, num_replicas)),
+            _naming(config, partial(first_bad_in_training, config, train_source, step, num_steps)),
+        ):
             metrics = train_loop(iterator, tf.constant(num_steps))
             metrics = TrainMetrics(*(values.numpy() for values in metrics))
         seconds = time.monotonic() - started
@@ -146,7 +180,10 @@ def train_and_evaluate(
         stop_sum, save_sum, seconds = agree([float(stop.requested), float(save_due), seconds])
 
         if step == next_eval:
-            with _explained(f"data.eval_batch_size ({config.data.eval_batch_size})", "lower it"):
+            with (
+                _explained(f"data.eval_batch_size ({config.data.eval_batch_size})", "lower it"),
+                _naming(config, partial(first_bad_in_evaluation, config, eval_source)),
+            ):
                 values = evaluate()
             log.evaluation(step, values)
             accuracy = max(v for name, v in values.items() if name.endswith("top1_accuracy"))
@@ -162,6 +199,8 @@ def train_and_evaluate(
             log.close()
             del iterator
             raise PreemptedError(f"saved at step {step} of {total_steps}")
+        if step == next_size:
+            iterator = input_from(step)
         if config.steps_per_loop == "auto":
             loop_steps = _loop_steps(loop_steps, num_steps, seconds)
 
@@ -174,6 +213,21 @@ def train_and_evaluate(
         images_per_second=pace.steps_per_second * config.data.global_batch_size,
         train_seconds=pace.seconds,
     )
+
+
+def _at_size(config: Config, step: int, steps_per_epoch: float) -> Config:
+    """The config with the image size of this step."""
+    for size, epoch in zip(config.data.train_sizes, config.data.train_size_epochs, strict=True):
+        if step < round(epoch * steps_per_epoch):
+            data = dataclasses.replace(config.data, image_size=size)
+            return dataclasses.replace(config, data=data)
+    return config
+
+
+def _next_size(config: Config, step: int, steps_per_epoch: float) -> float:
+    """The step from which on images have another size; infinity where there is none."""
+    ends = (round(epoch * steps_per_epoch) for epoch in config.data.train_size_epochs)
+    return next((end for end in ends if end > step), math.inf)
 
 
 class _StopRequest:
@@ -223,6 +277,12 @@ def _check_batch_size(config: Config, num_replicas: int) -> None:
             f"({num_replicas}) times accumulation_steps ({accumulation}): the nearest is "
             f"--set data.global_batch_size={max(1, round(size / parts)) * parts}"
         )
+    if config.augment.mixes and size // num_replicas % 2:
+        raise UserError(
+            f"data.global_batch_size ({size}) on {num_replicas} replica(s) gives each "
+            f"{size // num_replicas} images, and mixup and CutMix need an even number: try "
+            f"--set data.global_batch_size={size + num_replicas}"
+        )
 
 
 def _check_agreement(agree, *numbers: int) -> None:
@@ -252,6 +312,21 @@ def _explained(cause: str, advice: str):
         if reason is None:  # as: too many open files
             raise
         raise UserError(f"out of memory with {cause}: {advice} ({reason.strip()[:200]})") from None
+
+
+@contextlib.contextmanager
+def _naming(config: Config, first_bad: Callable[[], str | None]):
+    """A bad example, told with where it is."""
+    try:
+        yield
+    except _INPUT_ERRORS:
+        found = first_bad()
+        if found is None:  # not an example's
+            raise
+        advice = "mend or remove it, or --set data.on_bad_example=skip"
+        if config.data.on_bad_example == "skip":
+            advice = "so are all that were tried in its place: look at the data"
+        raise UserError(f"bad example: {found}; {advice}") from None
 
 
 def _memory_advice(config: Config, num_replicas: int) -> tuple[str, str]:
@@ -318,9 +393,12 @@ def _loop_steps(loop_steps: int, done: int, seconds: float) -> int:
     return max(1, min(4 * loop_steps, int(wanted)))
 
 
-def _make_evaluate(config: Config, strategy, state: TrainState, source):
+def _make_evaluate(config: Config, strategy, state: TrainState, source, bad_examples: BadExamples):
     """`evaluate()`: the metrics of all examples of `source`, of the weights and of their EMA."""
-    dataset = distribute(strategy, lambda context: eval_dataset(config, source, context))
+    dataset = distribute(
+        strategy,
+        lambda context: eval_dataset(config, source, context, bad_examples.of(context)),
+    )
     num_steps = tf.constant(eval_steps(config, source, strategy.num_replicas_in_sync))
     models = {"": state.model}
     if state.ema_model is not None:
@@ -331,11 +409,15 @@ def _make_evaluate(config: Config, strategy, state: TrainState, source):
         values = {}
         for prefix, loop in loops.items():
             loss, top1, top5, count = (float(total) for total in loop(iter(dataset), num_steps))
-            if count != len(source):
+            # Bad ones that are skipped count as none.
+            complete = count == len(source)
+            if not complete and not (config.data.on_bad_example == "skip" and count > 0):
                 raise AssertionError(f"evaluated {count} examples of {len(source)}")
             values[f"{prefix}top1_accuracy"] = top1 / count
             values[f"{prefix}top5_accuracy"] = top5 / count
             values[f"{prefix}loss"] = loss / count
+            if not complete:
+                values["bad_examples"] = len(source) - count
         return values
 
     return evaluate

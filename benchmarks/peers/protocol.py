@@ -130,7 +130,16 @@ def peak_rss_bytes() -> int:
 
     Not `ru_maxrss`: a process inherits that of the one which started it.
     """
+    return _status_bytes("VmHWM")
+
+
+def resident_bytes() -> int:
+    """The resident set of this process now."""
+    return _status_bytes("VmRSS")
+
+
+def _status_bytes(name: str) -> int:
     for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
-    raise OSError("/proc/self/status has no VmHWM")
+    raise OSError(f"/proc/self/status has no {name}")

@@ -9,4 +9,8 @@ SOURCES: dict[str, str] = {
     "cifar10": "trainer.data.tfds_source",
     "imagenet2012": "trainer.data.tfds_source",
     "tfds": "trainer.data.tfds_source",
+    "folder": "trainer.data.folder",
+    "tfrecord": "trainer.data.tfrecord",
+    "arrays": "trainer.data.arrays",
+    "synthetic": "trainer.data.synthetic",
 }

@@ -1,49 +1,126 @@
 """The order of examples and every random choice: pure functions of the seed and the position.
 
 Example `i` of step `s` has the position `p = s * global_batch_size + i` in the run; its epoch is
-`p // N`, and its index the place of `p mod N` in that epoch's permutation. So going on after a kill
-is seeking, in O(1), and the order does not depend on the number of workers.
+`p // E`, where an epoch has `E = repeats * N` places, and its index is what that epoch's
+permutation has at `p mod E`. So going on after a kill is seeking, in O(1), and the order does not
+depend on the number of workers.
 """
 
+from collections.abc import Callable
+
 import tensorflow as tf
+
+from trainer.config import Config
 
 # Format-preserving encryption (RandomIndexShuffle is the Simon cipher): with its default of four
 # rounds neighbouring positions are visibly correlated; from 12 on, no test in tests/ tells it from
 # random numbers.
 _ROUNDS = 16
-_ORDER_STREAM = 0
 _RESOLUTION = 2**53  # the values that a float64 in [0, 1) can take evenly
 
+# A stream of random numbers for each use. From 1 to 99 they are those of the transforms.
+_ORDER, _BLOCKS, _INSIDE, _SHIFT, _REPLACEMENT = 0, 100, 101, 102, 103
 
-def _key(seed: int, stream: int, epoch: tf.Tensor | int) -> tf.Tensor:
+
+def epoch_size(config: Config, num_examples: int) -> int:
+    """How many positions an epoch has: every example `data.repeats` times."""
+    return config.data.repeats * num_examples
+
+
+def epoch_indices(config: Config, num_examples: int, positions: tf.Tensor) -> tf.Tensor:
+    """The index of the example at each position of the run, int64 `[n]`, in `[0, num_examples)`.
+
+    Every epoch is a permutation of the examples. With repeated augmentation (Hoffer et al. 2020),
+    it is one of a list that has each example `data.repeats` times; the times are close together, so
+    that they share a batch, but not side by side, where mixup and CutMix would mix an image with
+    itself: the permutation a, b, c, d, repeated twice, is a, b, a, b, c, d, c, d.
+
+    Args:
+        positions: int64 `[n]`, ascending; they may cross the ends of epochs.
+    """
+    repeats = config.data.repeats
+    epochs, places = positions // (repeats * num_examples), positions % (repeats * num_examples)
+    pair, inside = places // (2 * repeats), places % (2 * repeats)
+    # Of an odd number of examples, the last one is alone.
+    places = tf.minimum(2 * pair + inside % 2, num_examples - 1)
+    if config.data.shuffle == "full":
+        return _permuted(config.seed, _ORDER, epochs, places, num_examples)
+    return _permuted_in_blocks(config, epochs, places, num_examples)
+
+
+def _permuted_in_blocks(
+    config: Config, epochs: tf.Tensor, places: tf.Tensor, num_examples: int
+) -> tf.Tensor:
+    """Blocks of neighbours are permuted, then the inside of each: a disk or a network reads what
+    lies together. Where blocks begin is another place in each epoch: else the same examples would
+    be in the last block, which is shorter, for ever."""
+    size = min(config.data.shuffle_block_size, num_examples)
+    whole = num_examples // size  # blocks; what is left over is the last one
+    block, inside = places // size, places % size
+    is_whole = block < whole
+    block_sizes = tf.where(is_whole, tf.constant(size, tf.int64), num_examples - whole * size)
+    chosen = _permuted(config.seed, _BLOCKS, epochs, tf.minimum(block, whole - 1), whole)
+    block_number = epochs * (whole + 1) + block  # of all blocks of all epochs
+    inside = _permuted(config.seed, _INSIDE, block_number, inside, block_sizes)
+    shift = _by_number(
+        epochs,
+        lambda epoch: tf.random.stateless_uniform(
+            [], _fold(config.seed, _SHIFT, epoch), 0, num_examples, tf.int64, alg="philox"
+        ),
+    )
+    return (tf.where(is_whole, chosen, block) * size + inside + shift) % num_examples
+
+
+def replacement(config: Config, num_examples: int, index: tf.Tensor, attempt: tf.Tensor):
+    """Which example stands in for a bad one, at the first attempt, the second, …; at attempt 0, the
+    example itself. int64 scalars."""
+    other = tf.raw_ops.RandomIndexShuffle(
+        index=index,
+        seed=_key(config.seed, _REPLACEMENT, attempt),
+        max_index=tf.constant(num_examples - 1, tf.int64),
+        rounds=_ROUNDS,
+    )
+    return tf.where(attempt == 0, index, other)
+
+
+def _fold(seed: int, stream: int, number: tf.Tensor | int) -> tf.Tensor:
+    return tf.random.experimental.stateless_fold_in(
+        tf.constant([seed, stream], tf.int64), number, alg="philox"
+    )
+
+
+def _key(seed: int, stream: int, number: tf.Tensor | int) -> tf.Tensor:
     """Three int64 numbers that any change of an argument changes wholly.
 
     Hashed, since the cipher reads the low 8 bits of each number only: with the epoch itself as a
     number of the key, epoch 257 would repeat the order of epoch 1.
     """
-    folded = tf.random.experimental.stateless_fold_in(
-        tf.constant([seed, stream], tf.int64), epoch, alg="philox"
-    )
+    folded = _fold(seed, stream, number)
     return tf.random.stateless_uniform([3], folded, 0, 256, tf.int64, alg="philox")
 
 
-def shuffled_indices(positions: tf.Tensor, num_examples: int, seed: int) -> tf.Tensor:
-    """The index of the example at each position of the run: each epoch is a permutation.
+def _by_number(numbers: tf.Tensor, function: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
+    """`function` of each of the numbers, which ascend with few gaps: computed once for each."""
+    first, last = numbers[0], numbers[-1]
+    values = tf.map_fn(function, tf.range(first, last + 1))
+    return tf.gather(values, numbers - first)
+
+
+def _permuted(
+    seed: int, stream: int, numbers: tf.Tensor, places: tf.Tensor, size: tf.Tensor | int
+) -> tf.Tensor:
+    """What the permutation of `range(size)` with this number has at each place.
 
     Args:
-        positions: int64 `[n]`, ascending; a batch may cross the ends of epochs.
-        num_examples: N, the size of an epoch.
-
-    Returns:
-        int64 `[n]`, in `[0, num_examples)`.
+        numbers: which permutation, int64 `[n]`, ascending.
+        places: int64 `[n]`, in `[0, size)`.
+        size: of the permutations: one for all, or int64 `[n]`.
     """
-    epochs = positions // num_examples
-    first, last = epochs[0], epochs[-1]
-    keys = tf.map_fn(lambda epoch: _key(seed, _ORDER_STREAM, epoch), tf.range(first, last + 1))
+    last = tf.broadcast_to(tf.cast(size, tf.int64) - 1, tf.shape(places))
     return tf.raw_ops.RandomIndexShuffle(
-        index=positions % num_examples,
-        seed=tf.gather(keys, epochs - first),
-        max_index=tf.constant(num_examples - 1, tf.int64),
+        index=places,
+        seed=_by_number(numbers, lambda number: _key(seed, stream, number)),
+        max_index=last,
         rounds=_ROUNDS,
     )
 
@@ -53,7 +130,7 @@ def uniform(positions: tf.Tensor, seed: int, stream: int) -> tf.Tensor:
 
     Args:
         positions: int64 `[n]`, below 2**53.
-        stream: another number, above 0, for each use: streams are independent.
+        stream: another number, in 1 to 99, for each use: streams are independent.
     """
     shuffled = tf.raw_ops.RandomIndexShuffle(
         index=positions,

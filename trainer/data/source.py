@@ -1,6 +1,7 @@
 """What a data set is to this trainer: random access to labelled images."""
 
 import importlib
+from collections.abc import Callable
 from typing import Protocol
 
 import tensorflow as tf
@@ -18,13 +19,20 @@ class Source(Protocol):
         image_shape: `(height, width, channels)` where all images have that shape; None where
             they are encoded (JPEG, PNG) and of any size.
         channels: 1 or 3.
+        in_graph: whether fetching is TensorFlow alone. The remote hosts of a TPU slice run no
+            Python.
     """
 
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int] | None
     channels: int
+    in_graph: bool
 
     def __len__(self) -> int: ...
+
+    def describe(self, index: int) -> str:
+        """Where an example lies, for a message: its file, or its place in one."""
+        ...
 
     def fetch(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The examples at int64 `indices` `[n]`; called in a tf.data graph.
@@ -34,6 +42,17 @@ class Source(Protocol):
             int32 `[n]`.
         """
         ...
+
+
+# How many reads of one fetch wait for the disk or the network at once.
+_READS_AT_ONCE = 64
+
+
+def read_each(read: Callable[[tf.Tensor], tf.Tensor], what: tf.Tensor) -> tf.Tensor:
+    """A string for each element of `[n]`, read many at once."""
+    if what.shape[0] == 1:
+        return read(what[0])[None]
+    return tf.map_fn(read, what, fn_output_signature=tf.string, parallel_iterations=_READS_AT_ONCE)
 
 
 def open_source(config: Config, split: str, data_dir: str) -> Source:
@@ -61,6 +80,8 @@ def _check(config: Config, source: Source) -> None:
             f"data.mean and data.std have {len(data.mean)} values, but the images of data set "
             f"{data.name!r} have {source.channels} channels"
         )
+    if not len(source):
+        raise UserError(f"data set {data.name!r}: has no examples")
     if source.image_shape is not None and data.crop == "random_resized":
         raise UserError(
             f"data.crop is 'random_resized', which needs encoded images of any size, but those of "

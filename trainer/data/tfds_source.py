@@ -6,6 +6,7 @@ download can take days and a terabyte, so it is a command of its own, named in t
 
 import fcntl
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from trainer.config import Config
+from trainer.data.record_index import index_shards
+from trainer.data.tfrecord import Records, RecordSource
 from trainer.errors import UserError
 
 # Data sets of images of one size up to this are decoded once and kept in memory (CIFAR-10: 150 MB).
@@ -46,7 +49,15 @@ def open_source(config: Config, split: str, data_dir: str):
     shape = features["image"].shape
     if None not in shape and num_examples * int(np.prod(shape)) <= _IN_MEMORY_BYTES:
         return InMemorySource(builder, split)
-    return RandomAccessSource(builder, split)
+    if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
+        return ArrayRecordSource(builder, split)
+    if builder.info.file_format == tfds.core.FileFormat.TFRECORD:
+        return _tfrecord_source(builder, split)
+    raise UserError(
+        f"data set {builder.info.full_name!r}: prepared as {builder.info.file_format}, which this "
+        f"trainer does not read; prepare it with: tfds build {builder.name} "
+        f"--file_format=array_record"
+    )
 
 
 def _digits(data_dir: str) -> tfds.core.DatasetBuilder:
@@ -94,8 +105,27 @@ def _class_names(builder: tfds.core.DatasetBuilder) -> tuple[str, ...]:
     return tuple(builder.info.features["label"].names)
 
 
+def _tfrecord_source(builder: tfds.core.DatasetBuilder, split: str) -> RecordSource:
+    instructions = builder.info.splits[split].file_instructions
+    folder = Path(builder.data_dir)
+    paths = [str(folder / Path(i.filename).name) for i in instructions]
+    kept_at = folder / f".{re.sub(r'[^0-9A-Za-z]+', '_', split)}.index.npz"
+    shards = index_shards(paths, kept_at)
+    for shard, instruction in zip(shards, instructions, strict=True):
+        if len(shard.offsets) != instruction.examples_in_shard:
+            raise UserError(
+                f"{shard.path}: has {len(shard.offsets)} whole records, and TFDS wrote "
+                f"{instruction.examples_in_shard}; prepare data set {builder.info.full_name!r} anew"
+            )
+    taken = [slice(i.skip, None if i.take < 0 else i.skip + i.take) for i in instructions]
+    channels = int(builder.info.features["image"].shape[-1])
+    return RecordSource(Records(shards, taken), _class_names(builder), channels, "image", "label")
+
+
 class InMemorySource:
     """A split of images of one size, decoded once: fetching is a gather, in graph."""
+
+    in_graph = True
 
     def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
         self.class_names = _class_names(builder)
@@ -105,32 +135,36 @@ class InMemorySource:
             examples = list(tfds.as_numpy(builder.as_dataset(split=split)))
         self._images = tf.constant(np.stack([example["image"] for example in examples]))
         self._labels = tf.constant([int(example["label"]) for example in examples], tf.int32)
+        self._name = f"{builder.info.full_name} {split}"
         self.image_shape: tuple[int, int, int] | None = tuple(self._images.shape[1:])
         self.channels = int(self._images.shape[-1])
 
     def __len__(self) -> int:
         return int(self._labels.shape[0])
 
+    def describe(self, index: int) -> str:
+        return f"{self._name}, example {index}"
+
     def fetch(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return tf.gather(self._images, indices), tf.gather(self._labels, indices)
 
 
-class RandomAccessSource:
+class ArrayRecordSource:
     """A split on disk, in array_record format; images come encoded, as they lie there."""
+
+    in_graph = False  # array_record is read from Python
+    image_shape: tuple[int, int, int] | None = None
 
     def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
         self.class_names = _class_names(builder)
-        self.image_shape: tuple[int, int, int] | None = None
         self.channels = int(builder.info.features["image"].shape[-1])
-        try:
-            self._data = builder.as_data_source(
-                split=split, decoders={"image": tfds.decode.SkipDecoding()}
-            )
-        except NotImplementedError:
-            raise UserError(
-                f"data set {builder.info.full_name!r}: prepared in a format without random access; "
-                f"prepare it with: tfds build {builder.name} --file_format=array_record"
-            ) from None
+        self._name = f"{builder.info.full_name} {split}"
+        self._data = builder.as_data_source(
+            split=split, decoders={"image": tfds.decode.SkipDecoding()}
+        )
+
+    def describe(self, index: int) -> str:
+        return f"{self._name}, example {index}"
 
     def __len__(self) -> int:
         return len(self._data)

@@ -1,4 +1,4 @@
-"""From what a source holds to uint8 images of the model's size.
+"""Augmentation of training batches, on uint8 images of the model's size.
 
 Every random choice is a function of the example's position (see order.py).
 """
@@ -6,69 +6,48 @@ Every random choice is a function of the example's position (see order.py).
 import tensorflow as tf
 
 from trainer.config import Config
+from trainer.data.augment import augment, blend, draws, luminance, mean_luminance
+from trainer.data.mix import mix
 from trainer.data.order import uniform
 
-# One stream of random numbers for each choice; 0 is the order's.
-_CROP_Y, _CROP_X, _FLIP, _CROP_BOX = 1, 2, 3, 4
+# One stream of random numbers for each choice. Other files have 4 (the crop of encoded images, in
+# images.py), from 10 on (augment.py) and from 70 on (mix.py).
+_CROP_Y, _CROP_X, _FLIP = 1, 2, 3
+_BRIGHTNESS, _CONTRAST, _SATURATION = 60, 61, 62
+_ERASE, _ERASED_AREA, _ERASED_ASPECT, _ERASED_Y, _ERASED_X = 63, 64, 65, 66, 67
 
 
-def train_images(images: tf.Tensor, positions: tf.Tensor, config: Config, channels: int):
-    """Augmented images for training.
+def augment_batch(
+    images: tf.Tensor, labels: tf.Tensor, positions: tf.Tensor, config: Config
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """What the config says of crop, flip, augmentation and mixing.
 
     Args:
-        images: uint8 `[n, height, width, channels]`, or encoded, string `[n]`.
+        images: uint8 `[n, image_size, image_size, channels]`.
+        labels: int32 `[n]`.
         positions: int64 `[n]`, of the examples in the run.
 
     Returns:
-        uint8 `[n, image_size, image_size, channels]`.
+        As `images`, and the labels: int32 `[n]`, or float32 `[n, classes]` where images are mixed.
     """
-    data = config.data
-    if images.dtype == tf.string and data.crop == "random_resized":
-        images = _map_encoded(
-            lambda image, position: _random_resized_crop(image, position, config, channels),
-            (images, positions),
-            config,
-            channels,
-        )
-    elif images.dtype == tf.string:
-        images = eval_images(images, config, channels)
-    else:
-        images = _resize(images, data.image_size)
-    if data.crop == "pad":
+    if config.data.crop == "pad":
         images = _pad_and_crop(images, positions, config)
-    if data.flip:
+    if config.data.flip:
         flip = uniform(positions, config.seed, _FLIP) < 0.5
         images = tf.where(flip[:, None, None, None], tf.reverse(images, axis=[2]), images)
-    return images
-
-
-def eval_images(images: tf.Tensor, config: Config, channels: int):
-    """Images for evaluation, as `train_images` without a random choice.
-
-    Encoded images are resized and cropped in the centre, so that the crop has `eval_crop_ratio` of
-    the shorter side.
-    """
-    if images.dtype != tf.string:
-        return _resize(images, config.data.image_size)
-    return _map_encoded(
-        lambda image: _central_crop(image, config, channels), (images,), config, channels
-    )
-
-
-def _map_encoded(function, elements, config: Config, channels: int) -> tf.Tensor:
-    size = config.data.image_size
-    return tf.map_fn(
-        lambda element: function(*element),
-        elements,
-        fn_output_signature=tf.TensorSpec([size, size, channels], tf.uint8),
-    )
-
-
-def _resize(images: tf.Tensor, size: int) -> tf.Tensor:
-    if tuple(images.shape[-3:-1]) == (size, size):
-        return images
-    resized = tf.image.resize(images, [size, size], method="bilinear", antialias=True)
-    return tf.cast(tf.clip_by_value(tf.round(resized), 0, 255), tf.uint8)
+    if config.augment.policy != "none":
+        images = tf.map_fn(
+            lambda pair: augment(*pair, config),
+            (images, draws(positions, config)),
+            fn_output_signature=tf.TensorSpec(images.shape[1:], tf.uint8),
+        )
+    if config.augment.color_jitter:
+        images = _color_jitter(images, positions, config)
+    if config.augment.erasing:
+        images = _erase(images, positions, config)
+    if config.augment.mixes:
+        return mix(images, labels, positions, config)
+    return images, labels
 
 
 def _pad_and_crop(images: tf.Tensor, positions: tf.Tensor, config: Config) -> tf.Tensor:
@@ -85,49 +64,38 @@ def _pad_and_crop(images: tf.Tensor, positions: tf.Tensor, config: Config) -> tf
     return tf.gather(rows, pixels(_CROP_X), axis=2, batch_dims=1)
 
 
-def _random_resized_crop(
-    image: tf.Tensor, position: tf.Tensor, config: Config, channels: int
-) -> tf.Tensor:
-    """8 to 100 % of the area, aspect ratio 3/4 to 4/3 (Szegedy et al. 2015, section 6); decodes
-    only the crop where the format allows it."""
-    shape = _image_shape(image, channels)
-    begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
-        shape,
-        tf.zeros([1, 0, 4]),
-        seed=tf.stack([tf.constant(config.seed * 8 + _CROP_BOX, tf.int64), position]),
-        aspect_ratio_range=(3 / 4, 4 / 3),
-        area_range=(0.08, 1.0),
-        max_attempts=10,
-        use_image_if_no_bounding_boxes=True,
-    )
-    window = tf.concat([begin[:2], size[:2]], axis=0)
-    return _resize(_decode_crop(image, window, channels), config.data.image_size)
+def _color_jitter(images: tf.Tensor, positions: tf.Tensor, config: Config) -> tf.Tensor:
+    """Brightness, contrast, saturation: in this order, not in a random one as elsewhere."""
+
+    def factor(stream: int) -> tf.Tensor:
+        number = uniform(positions, config.seed, stream)[:, None, None, None]
+        return 1.0 + config.augment.color_jitter * (2.0 * number - 1.0)
+
+    images = blend(tf.zeros_like(images), images, factor(_BRIGHTNESS))
+    images = blend(mean_luminance(images), images, factor(_CONTRAST))
+    return blend(luminance(images), images, factor(_SATURATION))
 
 
-def _central_crop(image: tf.Tensor, config: Config, channels: int) -> tf.Tensor:
-    shape = _image_shape(image, channels)
-    shorter = tf.cast(tf.minimum(shape[0], shape[1]), tf.float32)
-    side = tf.cast(tf.round(shorter * config.data.eval_crop_ratio), tf.int32)
-    window = tf.stack([(shape[0] - side) // 2, (shape[1] - side) // 2, side, side])
-    return _resize(_decode_crop(image, window, channels), config.data.image_size)
+def _erase(images: tf.Tensor, positions: tf.Tensor, config: Config) -> tf.Tensor:
+    """A rectangle of 2 to 33 % of the area, of aspect ratio 0.3 to 1 / 0.3, becomes the mean colour
+    (Zhong et al. 2020, section 3.2); sides are cut off at the image's, instead of drawn again."""
+    height, width, channels = images.shape[1:]
 
+    def draw(stream: int) -> tf.Tensor:
+        return uniform(positions, config.seed, stream)
 
-def _image_shape(image: tf.Tensor, channels: int) -> tf.Tensor:
-    return tf.cond(
-        tf.io.is_jpeg(image),
-        lambda: tf.io.extract_jpeg_shape(image),
-        lambda: tf.shape(tf.io.decode_image(image, channels, expand_animations=False)),
-    )
+    area = 0.02 + (0.33 - 0.02) * draw(_ERASED_AREA)
+    aspect = 0.3 + (1 / 0.3 - 0.3) * draw(_ERASED_ASPECT)
+    erase = draw(_ERASE) < config.augment.erasing
 
+    def covered(share: tf.Tensor, stream: int, size: int) -> tf.Tensor:  # bool [n, size]
+        length = tf.clip_by_value(tf.round(share * size), 1.0, float(size))
+        start = tf.floor(draw(stream) * (size - length + 1.0))
+        pixels = tf.range(size, dtype=tf.float32)
+        return (pixels >= start[:, None]) & (pixels < (start + length)[:, None])
 
-def _decode_crop(image: tf.Tensor, window: tf.Tensor, channels: int) -> tf.Tensor:
-    def decode_all() -> tf.Tensor:
-        decoded = tf.io.decode_image(image, channels, expand_animations=False)
-        return tf.image.crop_to_bounding_box(decoded, *tf.unstack(window))
-
-    crop = tf.cond(
-        tf.io.is_jpeg(image),
-        lambda: tf.io.decode_and_crop_jpeg(image, window, channels=channels),
-        decode_all,
-    )
-    return tf.ensure_shape(crop, [None, None, channels])
+    rows = covered(tf.sqrt(area * aspect), _ERASED_Y, height)
+    columns = covered(tf.sqrt(area / aspect), _ERASED_X, width)
+    inside = rows[:, :, None] & columns[:, None, :] & erase[:, None, None]
+    color = tf.constant([round(255 * value) for value in config.data.mean], tf.uint8)
+    return tf.where(inside[..., None], tf.broadcast_to(color, [channels]), images)

@@ -1,0 +1,143 @@
+"""Decoding, cropping and resizing against Pillow, on real photos in all formats."""
+
+import io
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from tests.conftest import encode
+from trainer.config import Config, DataConfig
+from trainer.data import images
+from trainer.data.images import decode_eval, decode_train, resize
+
+
+def config(**data) -> Config:
+    return Config(data=DataConfig(**({"image_size": 64} | data)))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "WEBP"])
+def test_evaluation_crops_the_centre_as_pillow_does(photos, kind):
+    for photo in photos:
+        file = encode(photo, kind)
+        image = decode_eval(tf.constant(file), config(), 3).numpy()
+        side = round(427 * 0.875)
+        left, top = (640 - side) // 2, (427 - side) // 2
+        opened = Image.open(io.BytesIO(file)).convert("RGB")
+        crop = opened.crop((left, top, left + side, top + side))
+        expected = np.asarray(crop.resize((64, 64), Image.Resampling.BILINEAR), float)
+        # JPEG and WebP decoders differ by a few units where colour is upsampled.
+        assert np.abs(image - expected).mean() < 1.5
+        assert np.abs(image - expected).max() < 30
+
+
+def whole(file: bytes, channels: int = 3) -> np.ndarray:
+    """The whole image, by what decodes a crop."""
+    return images._decode(
+        tf.constant(file), lambda shape: tf.stack([0, 0, shape[0], shape[1]]), channels
+    ).numpy()
+
+
+def from_pillow(image: Image.Image, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_grey_images_become_three_equal_channels(photos, kind):
+    file = from_pillow(Image.fromarray(photos[0]).convert("L"), kind)
+    expected = np.asarray(Image.open(io.BytesIO(file)))
+    np.testing.assert_array_equal(whole(file), np.repeat(expected[..., None], 3, -1))
+
+
+def test_a_jpeg_is_decoded_to_pillows_bits(photos):
+    """So that weights trained elsewhere see the images that they know."""
+    for photo in photos:
+        for options in ({"quality": 75}, {"quality": 95, "subsampling": 0}, {"progressive": True}):
+            file = encode(photo, "JPEG", **options)
+            np.testing.assert_array_equal(whole(file), np.asarray(Image.open(io.BytesIO(file))))
+
+
+def test_colours_become_grey_where_there_is_one_channel(photos):
+    decoded = whole(encode(photos[0], "JPEG"), channels=1)
+    assert decoded.shape == (427, 640, 1)
+    expected = np.asarray(Image.fromarray(photos[0]).convert("L"), int)
+    assert np.abs(decoded[..., 0] - expected).mean() < 2
+
+
+def test_cmyk_jpeg_has_the_colours_that_it_shows(photos):
+    file = from_pillow(Image.fromarray(photos[0]).convert("CMYK"), "JPEG", quality=95)
+    expected = np.asarray(Image.open(io.BytesIO(file)).convert("RGB"), int)
+    assert np.abs(whole(file) - expected).mean() < 3
+
+
+def test_transparency_is_dropped_as_pillow_drops_it(photos):
+    alpha = np.linspace(0, 255, 427 * 640).reshape(427, 640, 1).astype(np.uint8)
+    rgba = Image.fromarray(np.concatenate([photos[0], alpha], axis=-1))
+    np.testing.assert_array_equal(whole(from_pillow(rgba, "PNG")), np.asarray(rgba.convert("RGB")))
+
+
+def test_a_png_of_16_bits_keeps_the_upper_8():
+    ramp = np.arange(0, 2**16, 64, dtype=np.uint16).reshape(32, 32)
+    decoded = whole(from_pillow(Image.fromarray(ramp), "PNG"), channels=1)
+    assert np.abs(decoded[..., 0].astype(int) - ramp / 257).max() <= 1
+
+
+def test_the_first_frame_of_an_animation_is_the_image(photos):
+    frames = [Image.fromarray(photo) for photo in photos]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
+    expected = np.asarray(Image.open(io.BytesIO(buffer.getvalue())).convert("RGB"), int)
+    assert np.abs(whole(buffer.getvalue()) - expected).max() <= 1
+
+
+def test_random_crops_are_windows_within_the_ranges(photos, monkeypatch):
+    windows = []
+    original = images._random_window
+
+    def watched(shape, seed):
+        windows.append((*original(shape, seed).numpy(), *shape.numpy()[:2]))
+        return original(shape, seed)
+
+    monkeypatch.setattr(images, "_random_window", watched)
+    files = [encode(photo, kind) for photo in photos for kind in ("JPEG", "PNG")]
+    cropping = config(crop="random_resized", image_size=32)
+    for position in range(200):
+        file, where = tf.constant(files[position % 4]), tf.constant(position, tf.int64)
+        assert decode_train(file, where, cropping, 3).shape == (32, 32, 3)
+    top, left, heights, widths, rows, columns = np.array(windows).T
+    areas, ratios = heights * widths / (640 * 427), widths / heights
+    assert (top >= 0).all()
+    assert (left >= 0).all()
+    assert (top + heights <= rows).all()
+    assert (left + widths <= columns).all()
+    assert areas.min() > 0.07
+    assert areas.max() <= 1
+    assert areas.max() > 0.8
+    assert areas.min() < 0.2
+    assert (ratios > 0.73).all()
+    assert (ratios < 1.36).all()
+    assert len({tuple(w) for w in windows}) > 190
+
+
+def test_only_the_crop_is_decoded_and_is_the_crop_of_the_whole(photos):
+    """What follows the crop does not depend on the format."""
+    cropping = config(crop="random_resized", image_size=48)
+    jpeg = encode(photos[0], "JPEG")
+    png = encode(np.asarray(Image.open(io.BytesIO(jpeg))), "PNG")
+    for position in range(20):
+        where = tf.constant(position, tf.int64)
+        from_jpeg, from_png = (
+            decode_train(tf.constant(file), where, cropping, 3).numpy().astype(int)
+            for file in (jpeg, png)
+        )
+        assert np.abs(from_jpeg - from_png).mean() < 1
+
+
+def test_resizing_is_pillows(photos):
+    for size in (32, 224, 500):
+        resized = resize(tf.constant(photos[0][:400, :400]), size).numpy().astype(int)
+        pillow = Image.fromarray(photos[0][:400, :400]).resize((size, size), Image.BILINEAR)
+        assert np.abs(resized - np.asarray(pillow, int)).max() <= 1

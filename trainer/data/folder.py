@@ -1,0 +1,142 @@
+"""Image files in folders named after their classes: `root/train/CLASS/*.jpg`, `root/val/…`; or
+`root/CLASS/*.jpg`, split by a hash of the path.
+
+The root is `data.path`, below `--data_dir` or from the root.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from trainer.config import Config
+from trainer.data.source import read_each
+from trainer.errors import UserError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
+
+
+class ImageFile(NamedTuple):
+    path: str
+    label: int
+
+
+class Listing(NamedTuple):
+    """What a folder holds."""
+
+    class_names: tuple[str, ...]
+    files: tuple[ImageFile, ...]
+    problems: tuple[str, ...]  # an empty class folder, a class that is not trained on
+
+
+def open_source(config: Config, split: str, data_dir: str) -> "FolderSource":
+    """Opens `<root>/<split>`, or the part of `root` that the hash gives to the split.
+
+    Raises:
+        UserError: where there are no images; and, unless bad examples are skipped, for a class
+            folder without images, or a class that the training split does not have.
+    """
+    root = Path(data_dir).expanduser() / (config.data.path or "")
+    listing = list_images(config, split, root)
+    if listing.problems and config.data.on_bad_example == "fail":
+        first, *others = listing.problems
+        more = f" (and {len(others)} more)" if others else ""
+        raise UserError(
+            f"{first}{more}; mend it, or --set data.on_bad_example=skip to leave it out"
+        )
+    for problem in listing.problems:
+        print(f"left out: {problem}", flush=True)
+    return FolderSource(listing, config.data.channels)
+
+
+def list_images(config: Config, split: str, root: Path) -> Listing:
+    """The files of a split, in an order that neither depends on the file system nor follows the
+    classes: that of their paths' hashes.
+
+    Raises:
+        UserError: where there are none.
+    """
+    data = config.data
+    if data.eval_fraction is None:
+        folder, class_folder = root / split, root / data.train_split
+    else:
+        folder = class_folder = root
+    class_names = _folders(class_folder, config)
+    labels = {name: label for label, name in enumerate(class_names)}
+    problems = []
+    by_hash: list[tuple[bytes, ImageFile]] = []
+    for name in class_names if folder == class_folder else _folders(folder, config):
+        names = _files(folder / name)
+        if not names:
+            problems.append(f"{folder / name}: has no images")
+        elif name not in labels:
+            problems.append(f"{folder / name}: a class that {class_folder} does not have")
+            continue
+        for file in names:
+            path = f"{name}/{file}"
+            digest = hashlib.sha256(path.encode("utf-8", "surrogateescape")).digest()
+            if data.eval_fraction is None or _is_held_out(digest, data.eval_fraction) == (
+                split == data.eval_split
+            ):
+                by_hash.append((digest, ImageFile(f"{folder}/{path}", labels[name])))
+    if not by_hash:
+        raise UserError(
+            f"{folder}: has no images in folders of classes (CLASS/*{', *'.join(EXTENSIONS)})"
+        )
+    by_hash.sort()
+    return Listing(class_names, tuple(file for _, file in by_hash), tuple(problems))
+
+
+def _is_held_out(digest: bytes, fraction: float) -> bool:
+    return int.from_bytes(digest[:8], "big") < fraction * 2**64
+
+
+def _folders(folder: Path, config: Config) -> tuple[str, ...]:
+    try:
+        entries = os.scandir(folder)
+    except OSError as error:
+        hint = ""
+        if config.data.eval_fraction is None:
+            hint = (
+                "; images lie in <root>/<split>/<class>/, with the splits "
+                f"{config.data.train_split!r} and {config.data.eval_split!r} (data.train_split, "
+                "data.eval_split), or in <root>/<class>/ with data.eval_fraction"
+            )
+        raise UserError(f"{folder}: cannot be listed ({error.strerror}){hint}") from None
+    with entries:
+        return tuple(sorted(e.name for e in entries if e.is_dir() and not e.name.startswith(".")))
+
+
+def _files(folder: Path) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return [e.name for e in entries if e.name.lower().endswith(EXTENSIONS)]
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be listed ({error.strerror})") from None
+
+
+class FolderSource:
+    """Files read as they are: images come encoded."""
+
+    in_graph = True
+    image_shape: tuple[int, int, int] | None = None
+
+    def __init__(self, listing: Listing, channels: int):
+        self.class_names = listing.class_names
+        self.channels = channels
+        paths = [os.fsencode(file.path) for file in listing.files]
+        with tf.device("CPU"):
+            self._paths = tf.constant(paths)
+            self._labels = tf.constant([file.label for file in listing.files], tf.int32)
+
+    def __len__(self) -> int:
+        return int(self._labels.shape[0])
+
+    def describe(self, index: int) -> str:
+        return os.fsdecode(self._paths[index].numpy())
+
+    def fetch(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        images = read_each(tf.io.read_file, tf.gather(self._paths, indices))
+        return images, tf.gather(self._labels, indices)

@@ -1,0 +1,123 @@
+"""Where each record of TFRecord files begins, so that any one can be read.
+
+A record is 8 bytes of length, little-endian, 4 of that length's checksum, the data, and 4 of the
+data's checksum. An index is made once, by seeking from header to header, and kept beside the data.
+"""
+
+import os
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from trainer.errors import UserError
+
+_HEADER, _FOOTER = 12, 4  # bytes
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"\x78\x01": "zlib", b"\x78\x9c": "zlib", b"\x78\xda": "zlib"}
+
+
+class Shard(NamedTuple):
+    """One file."""
+
+    path: str
+    offsets: np.ndarray  # int64, of its whole records
+    cut: bool  # whether it ends in the middle of a record
+    size: int  # bytes
+    modified: int  # ns since 1970
+
+
+def index_shards(paths: Sequence[str], kept_at: Path) -> list[Shard]:
+    """The index of these files, read from `kept_at` where it is there and still true.
+
+    A file of another size or time than when it was indexed is indexed anew, and said so.
+
+    Raises:
+        UserError: for a file that is missing, cannot be read, or is no TFRecord file.
+    """
+    kept = _load(kept_at)
+    shards, changed = [], not kept
+    for path in paths:
+        try:
+            status = Path(path).stat()
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        shard = kept.get(Path(path).name)
+        if shard and (shard.size, shard.modified) == (status.st_size, status.st_mtime_ns):
+            shards.append(shard._replace(path=path))
+            continue
+        if shard:
+            print(f"{path}: has changed since it was indexed; indexing it again", flush=True)
+        shards.append(_scan(path))
+        changed = True
+    if changed:
+        save(shards, kept_at)
+    return shards
+
+
+def save(shards: Sequence[Shard], kept_at: Path) -> None:
+    """Writes an index; where it cannot, says so, and the next process makes it again."""
+    arrays = {
+        "names": np.array([Path(shard.path).name for shard in shards]),
+        "counts": np.array([len(shard.offsets) for shard in shards], np.int64),
+        "cut": np.array([shard.cut for shard in shards]),
+        "sizes": np.array([shard.size for shard in shards], np.int64),
+        "modified": np.array([shard.modified for shard in shards], np.int64),
+        "offsets": np.concatenate([shard.offsets for shard in shards]).astype(np.int64),
+    }
+    temporary = kept_at.with_name(f"{kept_at.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)
+        temporary.replace(kept_at)  # several workers may write it at once
+    except OSError as error:
+        print(f"{kept_at}: cannot be written ({error.strerror}); going on without", flush=True)
+
+
+def _load(kept_at: Path) -> dict[str, Shard]:
+    """By the file's name; empty where there is no index, or a broken one."""
+    try:
+        with np.load(kept_at) as arrays:
+            ends = np.cumsum(arrays["counts"])
+            offsets = np.split(arrays["offsets"], ends[:-1])
+            columns = [arrays[name] for name in ("cut", "sizes", "modified")]
+            return {
+                str(name): Shard(str(name), own, bool(cut), int(size), int(modified))
+                for name, own, cut, size, modified in zip(
+                    arrays["names"], offsets, *columns, strict=True
+                )
+            }
+    except (OSError, ValueError, KeyError, EOFError):
+        return {}
+
+
+def _scan(path: str) -> Shard:
+    try:
+        with Path(path).open("rb", buffering=0) as file:
+            status = os.fstat(file.fileno())
+            offsets, cut = _record_offsets(path, file, status.st_size)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    return Shard(path, offsets, cut, status.st_size, status.st_mtime_ns)
+
+
+def _record_offsets(path: str, file, size: int) -> tuple[np.ndarray, bool]:
+    offsets = []
+    position = 0
+    while position < size:
+        file.seek(position)
+        header = file.read(_HEADER)
+        if not offsets and header[:2] in _COMPRESSED:
+            raise UserError(
+                f"{path}: is compressed ({_COMPRESSED[header[:2]]}), and has no random access; "
+                f"write the records anew without compression"
+            )
+        if len(header) < _HEADER:
+            break
+        end = position + _HEADER + struct.unpack("<Q", header[:8])[0] + _FOOTER
+        if end > size:
+            break
+        offsets.append(position)
+        position = end
+    return np.array(offsets, np.int64), position != size

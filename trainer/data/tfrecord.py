@@ -1,0 +1,182 @@
+"""Sharded TFRecord files of `tf.train.Example`s, with the field names of ImageNet's.
+
+`<split>-00000-of-00128` and following, or one `<split>.tfrecord`, in `data.path`, below
+`--data_dir` or from the root. Class names come from `manifest.json`, which `trainer.prepare`
+writes; without it they are numbers.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from trainer.config import Config
+from trainer.data.record_index import Shard, index_shards
+from trainer.data.source import read_each
+from trainer.errors import UserError
+
+MANIFEST = "manifest.json"
+_BUFFER_BYTES = 160 * 1024
+
+
+def open_source(config: Config, split: str, data_dir: str) -> "RecordSource":
+    """Opens a split.
+
+    Raises:
+        UserError: where a shard is missing, compressed, or cut; a cut one's whole records are taken
+            where bad examples are skipped, and so are the shards that are there.
+    """
+    folder = Path(data_dir).expanduser() / (config.data.path or "")
+    skip = config.data.on_bad_example == "skip"
+    paths = find_shards(folder, split, skip)
+    shards = index_shards(paths, folder / f".{split}.index.npz")
+    for shard in shards:
+        if shard.cut:
+            _bad(f"{shard.path}: ends in the middle of record {len(shard.offsets)}", skip)
+    class_names = _class_names(folder) or tuple(map(str, range(config.model.num_classes)))
+    return RecordSource(
+        Records(shards),
+        class_names,
+        config.data.channels,
+        config.data.image_field,
+        config.data.label_field,
+        config.data.first_label,
+    )
+
+
+def find_shards(folder: Path, split: str, skip: bool) -> list[str]:
+    """The files of a split, in order."""
+    pattern = re.compile(rf"{re.escape(split)}(?:\.tfrecord)?-(\d+)-of-(\d+)(?:\.tfrecord)?")
+    try:
+        names = sorted(entry.name for entry in folder.iterdir())
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be listed ({error.strerror})") from None
+    found = {name: match for name in names if (match := pattern.fullmatch(name))}
+    if not found:
+        if f"{split}.tfrecord" in names:
+            return [str(folder / f"{split}.tfrecord")]
+        raise UserError(
+            f"{folder}: has no files {split}-00000-of-NNNNN or {split}.tfrecord; "
+            f"it has {', '.join(n for n in names[:5]) or 'none'}"
+        )
+    totals = {int(match[2]) for match in found.values()}
+    if len(totals) > 1:
+        raise UserError(
+            f"{folder}: has shards of several sets of {split!r}, of {sorted(totals)} files; keep "
+            f"one of them"
+        )
+    missing = sorted(set(range(*totals)) - {int(match[1]) for match in found.values()})
+    if missing:
+        shown = ", ".join(f"{split}-{number:05d}" for number in missing[:5])
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        _bad(f"{folder}: of {min(totals)} shards there is no {shown}{more}", skip)
+    return [str(folder / name) for name in found]
+
+
+def _bad(problem: str, skip: bool) -> None:
+    if not skip:
+        raise UserError(f"{problem}; restore it, or --set data.on_bad_example=skip to go without")
+    print(f"left out: {problem}", flush=True)
+
+
+def _class_names(folder: Path) -> tuple[str, ...]:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return tuple(map(str, manifest["class_names"]))
+    except FileNotFoundError:
+        return ()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder / MANIFEST}: cannot be read ({type(error).__name__}: {error}); restore it, "
+            f"or remove it to have classes without names"
+        ) from None
+
+
+class Records:
+    """Random access to the bytes of records, in graph.
+
+    Args:
+        taken: of each shard, which of its records there are; None for all.
+    """
+
+    def __init__(self, shards: Sequence[Shard], taken: Sequence[slice] | None = None):
+        taken = taken or [slice(None)] * len(shards)
+        offsets = [shard.offsets[part] for shard, part in zip(shards, taken, strict=True)]
+        self._names = [shard.path for shard in shards]
+        self._shards = np.repeat(np.arange(len(shards), dtype=np.int32), [len(o) for o in offsets])
+        self._offsets = np.concatenate(offsets).astype(np.int64)
+        with tf.device("CPU"):
+            self._tensors = (
+                tf.constant(self._names),
+                tf.constant(self._shards),
+                tf.constant(self._offsets),
+            )
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def describe(self, index: int) -> str:
+        return f"{self._names[self._shards[index]]}, the record at byte {self._offsets[index]}"
+
+    def fetch(self, indices: tf.Tensor) -> tf.Tensor:
+        """Serialized records at int64 `[n]`: string `[n]`."""
+
+        names, shards, offsets = self._tensors
+
+        def read(index: tf.Tensor) -> tf.Tensor:
+            dataset = tf.raw_ops.TFRecordDatasetV2(
+                filenames=[tf.gather(names, tf.gather(shards, index))],
+                compression_type="",
+                buffer_size=_BUFFER_BYTES,
+                byte_offsets=[tf.gather(offsets, index)],
+            )
+            return tf.raw_ops.DatasetToSingleElement(
+                dataset=tf.raw_ops.TakeDataset(
+                    input_dataset=dataset, count=1, output_types=[tf.string], output_shapes=[[]]
+                ),
+                output_types=[tf.string],
+                output_shapes=[[]],
+            )[0]
+
+        return read_each(read, indices)
+
+
+class RecordSource:
+    """Records of an encoded image and a label."""
+
+    in_graph = True
+    image_shape: tuple[int, int, int] | None = None
+
+    def __init__(
+        self,
+        records: Records,
+        class_names: tuple[str, ...],
+        channels: int,
+        image_field: str,
+        label_field: str,
+        first_label: int = 0,
+    ):
+        self._records = records
+        self.class_names = class_names
+        self.channels = channels
+        self._image_field, self._label_field = image_field, label_field
+        self._first_label = first_label
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def describe(self, index: int) -> str:
+        return self._records.describe(index)
+
+    def fetch(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        features = {
+            self._image_field: tf.io.FixedLenFeature([], tf.string),
+            self._label_field: tf.io.FixedLenFeature([], tf.int64),
+        }
+        values: Any = tf.io.parse_example(self._records.fetch(indices), features)
+        labels = values[self._label_field] - self._first_label
+        return values[self._image_field], tf.cast(labels, tf.int32)
