@@ -72,8 +72,6 @@ def write_files(root: Path, photos: Photos) -> None:
     from PIL import Image
     from sklearn.datasets import load_sample_images
 
-    from trainer.prepare import Request, prepare
-
     sample = load_sample_images()
     for index, name in enumerate(CLASSES):
         shipped = Path(sample.filenames[index]).read_bytes()
@@ -85,7 +83,9 @@ def write_files(root: Path, photos: Photos) -> None:
                 path.write_bytes(shipped)
             else:
                 image.save(path, quality=photos.quality)
-    prepare(Request(root, root / "records", splits=("train", "train")))
+    command = [sys.executable, "-m", "trainer.prepare", f"--source={root}", "--splits=train,train"]
+    command += [f"--out={root / 'records'}"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
 
 
 def measure(

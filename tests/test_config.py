@@ -288,6 +288,7 @@ RANGES: dict[str, tuple[list[str], list[str]]] = {
     "data.image_size": (["0"], ["1"]),
     "data.train_sizes": (["0", "8,-1"], ["()"]),
     "data.train_size_epochs": (["0", "2,1"], ["()"]),
+    "data.mean": (["-0.1", "1.1", "123.7"], ["0", "1"]),
     "data.std": (["0", "-0.5", "()"], ["0.01"]),
     "data.pad": (["-1"], ["0"]),
     "data.eval_crop_ratio": (["0", "1.01"], ["0.01", "1"]),
@@ -317,7 +318,7 @@ def test_every_number_has_a_range():
         return int in types or float in types
 
     numbers = {path for path, annotation in fields().items() if is_number(annotation)}
-    assert set(RANGES) == numbers - {"data.mean"}  # any number; its length is that of data.std
+    assert set(RANGES) == numbers
 
 
 @pytest.mark.parametrize(
@@ -369,7 +370,12 @@ def test_a_number_is_finite(path, text):
         (
             ["data.train_sizes=8,16"],
             ["data.train_sizes (8, 16)", "data.train_size_epochs ()", "data.image_size"],
-            "data.train_size_epochs=1,2",
+            "data.train_size_epochs=0.1,0.2",
+        ),
+        (
+            ["data.train_sizes=8", "data.train_size_epochs=1"],
+            ["data.train_size_epochs (1.0,)", "num_epochs (1.0)", "data.image_size"],
+            "num_epochs=2",
         ),
         (
             ["optimizer.warmup_epochs=2"],
@@ -477,6 +483,7 @@ OTHER_VALUES: dict[str, tuple[typing.Any, bool]] = {
     "data.pad": (1, True),
     "data.flip": (True, True),
     "data.eval_crop_ratio": (1.0, True),
+    "data.antialias": (True, True),
     "data.global_batch_size": (64, True),
     "data.eval_batch_size": (64, False),
     "augment.policy": ("randaugment", True),

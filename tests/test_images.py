@@ -34,7 +34,7 @@ def test_evaluation_crops_the_centre_as_pillow_does(photos, kind):
 
 def whole(file: bytes, channels: int = 3) -> np.ndarray:
     """The whole image, by what decodes a crop."""
-    return images._decode(
+    return images.decode(
         tf.constant(file), lambda shape: tf.stack([0, 0, shape[0], shape[1]]), channels
     ).numpy()
 
@@ -85,6 +85,27 @@ def test_a_png_of_16_bits_keeps_the_upper_8():
     assert np.abs(decoded[..., 0].astype(int) - ramp / 257).max() <= 1
 
 
+@pytest.mark.parametrize("kind", ["PNG", "GIF"])
+def test_a_palette_is_looked_up(photos, kind):
+    file = from_pillow(Image.fromarray(photos[0]).quantize(64), kind)
+    np.testing.assert_array_equal(
+        whole(file), np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))
+    )
+
+
+def test_a_bmp_with_a_palette_is_refused_and_a_grey_one_is_not(photos):
+    """TensorFlow takes the numbers of its colours for greys."""
+    photo = Image.fromarray(photos[0])
+    with pytest.raises(
+        tf.errors.InvalidArgumentError, match="a BMP with a palette of colours: save"
+    ):
+        whole(from_pillow(photo.quantize(64), "BMP"))
+    grey = from_pillow(photo.convert("L"), "BMP")
+    np.testing.assert_array_equal(
+        whole(grey), np.asarray(Image.open(io.BytesIO(grey)).convert("RGB"))
+    )
+
+
 def test_the_first_frame_of_an_animation_is_the_image(photos):
     frames = [Image.fromarray(photo) for photo in photos]
     buffer = io.BytesIO()
@@ -122,18 +143,80 @@ def test_random_crops_are_windows_within_the_ranges(photos, monkeypatch):
     assert len({tuple(w) for w in windows}) > 190
 
 
-def test_only_the_crop_is_decoded_and_is_the_crop_of_the_whole(photos):
-    """What follows the crop does not depend on the format."""
-    cropping = config(crop="random_resized", image_size=48)
-    jpeg = encode(photos[0], "JPEG")
-    png = encode(np.asarray(Image.open(io.BytesIO(jpeg))), "PNG")
+def window_at(position: int, photo: Image.Image) -> tuple[int, int, int, int]:
+    """The random crop of a position, as left, top, right, bottom."""
+    seed = tf.constant([images._CROP_BOX, position], tf.int64)
+    shape = tf.constant([photo.height, photo.width, 3])
+    top, left, height, width = images._random_window(shape, seed).numpy().tolist()
+    return left, top, left + width, top + height
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_antialiased_crops_are_pillows(photos, kind):
+    photo = Image.open(io.BytesIO(from_pillow(Image.fromarray(photos[0]), kind)))
+    cropping = config(crop="random_resized", antialias=True, image_size=230)
     for position in range(20):
-        where = tf.constant(position, tf.int64)
-        from_jpeg, from_png = (
-            decode_train(tf.constant(file), where, cropping, 3).numpy().astype(int)
-            for file in (jpeg, png)
+        box = window_at(position, photo)
+        if min(box[2] - box[0], box[3] - box[1]) >= 460:
+            continue  # libjpeg would shrink it
+        file = tf.constant(from_pillow(Image.fromarray(photos[0]), kind))
+        ours = decode_train(file, tf.constant(position, tf.int64), cropping, 3).numpy()
+        expected = photo.crop(box).resize((230, 230), Image.Resampling.BILINEAR)
+        assert np.abs(ours - np.asarray(expected, int)).mean() < 1.5
+
+
+@pytest.mark.parametrize("times", [1, 3, 6, 20])
+def test_sampled_crops_are_pillows_from_the_size_that_libjpeg_shrinks_to(photos, times):
+    size = 32
+    photo = Image.fromarray(photos[0]).resize((times * size * 3 // 2, times * size))
+    file = from_pillow(photo, "JPEG", quality=95)
+    cropping = config(crop="random_resized", image_size=size)
+    scales = set()
+    for position in range(20):
+        box = window_at(position, photo)
+        scale = max(
+            s for s in (1, 2, 4, 8) if s == 1 or min(box[2] - box[0], box[3] - box[1]) >= s * size
         )
-        assert np.abs(from_jpeg - from_png).mean() < 1
+        scales.add(scale)
+        opened = Image.open(io.BytesIO(file))
+        if scale > 1:
+            opened.draft("RGB", (photo.width // scale, photo.height // scale))
+        width, height = (box[2] - box[0]) // scale, (box[3] - box[1]) // scale
+        left, top = box[0] // scale, box[1] // scale
+        crop = opened.convert("RGB").crop((left, top, left + width, top + height))
+        matrix = (width / size, 0, 0, 0, height / size, 0)
+        expected = crop.transform((size, size), Image.AFFINE, matrix, Image.BILINEAR)
+        ours = decode_train(tf.constant(file), tf.constant(position, tf.int64), cropping, 3).numpy()
+        error = np.abs(ours - np.asarray(expected, int))
+        assert error.mean() < 2.5  # the fast DCT
+    assert max(scales) == {1: 1, 3: 2, 6: 4, 20: 8}[times]
+
+
+def test_large_jpegs_are_shrunk_while_they_are_decoded(photos, monkeypatch):
+    seen = []
+    original = tf.io.decode_and_crop_jpeg
+
+    def watched(*args, **options):
+        seen.append(options.get("ratio", 1))
+        return original(*args, **options)
+
+    monkeypatch.setattr(tf.io, "decode_and_crop_jpeg", watched)
+    file = tf.constant(encode(photos[0]))
+    for side, scale in [
+        (31, 1),
+        (63, 1),
+        (64, 2),
+        (127, 2),
+        (128, 4),
+        (255, 4),
+        (256, 8),
+        (427, 8),
+    ]:
+        seen.clear()
+        window = tf.constant([427 - side, 3, side, side + 100])
+        crop = images._decode_jpeg_window(file, window, 32, 3)
+        assert seen == [scale]
+        assert crop.shape == (side // scale, (side + 100) // scale, 3)
 
 
 def test_resizing_is_pillows(photos):

@@ -13,10 +13,11 @@ import tensorflow as tf
 
 from tests.conftest import strategy_of
 from tests.workers import tf_configs
+from trainer import cli
 from trainer import config as config_lib
 from trainer.config import Config, load, override
 from trainer.data.source import open_source
-from trainer.errors import UserError
+from trainer.errors import DivergedError, PreemptedError, UserError
 from trainer.run_folder import RunFolder, default_path
 from trainer.train import train_and_evaluate
 
@@ -270,6 +271,29 @@ def test_help_lists_the_flags(stubs):
     listed = set(re.findall(r"--(?:\[no\])?(\w+)", result.stdout))
     assert {"config", "set", "strategy", "tpu", "workdir", "data_dir", "virtual_devices"} <= listed
     assert result.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (None, 0),
+        (UserError("a mistake"), 2),
+        (PreemptedError("saved"), 42),
+        (DivergedError("step 3"), 43),
+        (KeyboardInterrupt(), 130),
+        (ValueError("a bug"), None),
+    ],
+)
+def test_exit_codes(error, code):
+    def command() -> int:
+        if error is not None:
+            raise error
+        return 0
+
+    with pytest.raises(SystemExit if code is not None else ValueError) as caught:
+        cli.run(command, ["program"])
+    if code is not None:
+        assert caught.value.code == code
 
 
 # --- with TensorFlow --------------------------------------------------------------------------

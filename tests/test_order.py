@@ -1,6 +1,7 @@
 """The order of examples and the random numbers: pure functions of seed and position."""
 
 import numpy as np
+import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -37,6 +38,15 @@ def test_every_epoch_is_a_permutation_of_the_repeated_list(
     assert size == repeats * num_examples
     found = indices(config, num_examples, epoch * size, size)
     assert sorted(found) == sorted(list(range(num_examples)) * repeats)
+
+
+@pytest.mark.parametrize("num_examples", [2**16, 2**16 + 1, 2**18 + 1, 2**20 + 1])
+@pytest.mark.parametrize("block", [None, 2**16 + 1])
+def test_epochs_of_a_size_that_the_cipher_gets_wrong(num_examples, block):
+    """TensorFlow's shuffle of 2^k + 1 numbers, alone, has one twice and one never."""
+    config = seeded(5) if block is None else seeded(5, shuffle="blocks", shuffle_block_size=block)
+    found = indices(config, num_examples, 3 * num_examples, num_examples)
+    np.testing.assert_array_equal(np.sort(found), np.arange(num_examples))
 
 
 @MANY

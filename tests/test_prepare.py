@@ -1,5 +1,6 @@
 """`trainer.prepare`: what it writes against what it read, and what stops it."""
 
+import fcntl
 import hashlib
 import json
 import subprocess
@@ -79,6 +80,17 @@ def test_what_is_done_is_kept_and_what_changed_is_made_again(photos, tmp_path):
     prepare(request)
     assert {path: path.stat().st_mtime_ns for path in times} == times
 
+    (source / "train" / "china" / "000.jpg").write_text("no image any more")
+    with pytest.raises(UserError, match="1 bad"):
+        prepare(request)
+    assert not (out / "manifest.json").exists()  # it would tell of what is no more
+    write_photos(tmp_path / "again", photos, train=20, val=2)
+    (tmp_path / "again" / "train" / "china" / "000.jpg").replace(
+        source / "train" / "china" / "000.jpg"
+    )
+    prepare(request)
+    times = {path: path.stat().st_mtime_ns for path in times}
+
     damaged, *_ = times
     damaged.write_bytes(damaged.read_bytes()[:-1])
     prepare(request)
@@ -88,19 +100,19 @@ def test_what_is_done_is_kept_and_what_changed_is_made_again(photos, tmp_path):
 
 
 def test_killed_in_its_midst_it_goes_on(photos, tmp_path):
-    source = write_photos(tmp_path / "photos", photos, train=150, val=2)
+    source = write_photos(tmp_path / "photos", photos, train=400, val=2)
     undisturbed = tmp_path / "undisturbed"
     prepare(Request(source, undisturbed, shard_mb=0.1))
     command = [sys.executable, "-m", "trainer.prepare", f"--source={source}", "--threads=1"]
     command += [f"--out={tmp_path / 'out'}", "--shard_mb=0.1"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, bufsize=0) as process:
         assert process.stderr
-        progress = b""
-        while b"%" not in progress or b"   0%" in progress.rsplit(b"\r", 1)[-1]:
-            progress += process.stderr.read(1)
+        while not list((tmp_path / "out").glob("train-*")):
+            assert process.stderr.read(1)  # a piece of its progress; b"" would be its end
         process.kill()
     assert not (tmp_path / "out" / "manifest.json").exists()
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("train-*")}
+    assert 0 < len(made) < len(list(undisturbed.glob("train-*")))
     subprocess.run(command, check=True, capture_output=True)
     assert {path: path.stat().st_mtime_ns for path in made} == made
     manifests = [
@@ -132,6 +144,12 @@ def test_bad_images_are_all_told(photos, tmp_path, capsys):
     assert manifest["splits"]["train"]["classes"] == {"china": 9, "flower": 10, "zebra": 0}
 
 
+def test_a_full_disk_is_no_traceback(folder):
+    if Path("/dev/full").exists():
+        with pytest.raises(UserError, match=r"--out=/dev/full: cannot be written"):
+            prepare(Request(folder, Path("/dev/full")))
+
+
 def test_verifying_alone_writes_nothing(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = sorted(folder.rglob("*"))
@@ -144,8 +162,15 @@ def test_what_cannot_be_done_is_said(folder, tmp_path):
     with pytest.raises(UserError, match=r"there/train: cannot be listed"):
         prepare(Request(tmp_path / "there", tmp_path / "out"))
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"--out=.*/file/out: cannot be made \(Not a directory\)"):
+    with pytest.raises(
+        UserError, match=r"--out=.*/file/out: cannot be written \(Not a directory\)"
+    ):
         prepare(Request(folder, tmp_path / "file" / "out"))
+    (tmp_path / "locked").mkdir()
+    with (tmp_path / "locked" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match=r"--out=.*/locked: another process is writing there"):
+            prepare(Request(folder, tmp_path / "locked"))
     prepare(Request(folder, tmp_path / "out", shard_mb=0.2))
     with pytest.raises(UserError, match="has other shards, as train-00000-of-"):
         prepare(Request(folder, tmp_path / "out"))

@@ -1,6 +1,7 @@
 """The sources of data sets: what they hold, that they read at random what they read in order, and
 what they say of what is wrong."""
 
+import dataclasses
 import gzip
 import json
 import os
@@ -16,10 +17,10 @@ from hypothesis import strategies as st
 
 from tests.conftest import with_data
 from tests.photo_files import CLASSES, photo_config, write_photos
-from trainer.config import Config, DataConfig, ModelConfig
+from trainer.config import AugmentConfig, Config, DataConfig, ModelConfig
 from trainer.data import SOURCES, record_index, tfds_source
 from trainer.data.digits import Digits
-from trainer.data.pipeline import eval_dataset, train_dataset
+from trainer.data.pipeline import batch_indices, eval_dataset, train_dataset
 from trainer.data.source import open_source
 from trainer.errors import UserError
 from trainer.strategy import check_placement
@@ -98,14 +99,49 @@ def test_workers_together_see_what_one_sees_from_any_step(
     np.testing.assert_array_equal(alone[1:], order(config, length, start + 1, 2))
 
 
-def test_seeking_in_an_epoch_of_imagenets_size_reads_only_what_it_needs():
-    length = 1_281_167
+def test_seeking_in_an_epoch_of_imagenets_size_fetches_only_what_it_needs():
+    fetched = []
+
+    class Watched(Numbered):
+        def fetch(self, indices):
+            def watch(indices):
+                fetched.extend(indices)
+                return indices
+
+            indices = tf.ensure_shape(tf.numpy_function(watch, [indices], tf.int64), indices.shape)
+            return super().fetch(indices)
+
     config = Config(data=DataConfig(global_batch_size=256, image_size=1))
-    middle = length // 256 // 2
-    found = order(config, length, middle, 2)
-    assert found.max() < length
-    assert len(np.unique(found)) == 512
-    assert np.abs(found.mean() - length / 2) < 5 * length / np.sqrt(12 * 512)
+    middle = 1_281_167 // 256 // 2
+    batches = train_dataset(config, Watched(1_281_167), middle, ALONE).take(2)
+    assert len(list(batches)) == 2
+    assert len(fetched) < 256 * 100  # what is read ahead, of 2,502 batches before
+    expected = batch_indices(config, Numbered(1_281_167), middle)
+    assert set(expected) <= set(fetched)
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "replicas", "skip"), [(2, 1, False), (1, 4, False), (2, 2, True)]
+)
+def test_augmented_bytes_do_not_depend_on_who_reads_them(folder, num_workers, replicas, skip):
+    """Random crops, all augmentation, mixing: from any step, the same bytes."""
+    config = dataclasses.replace(
+        photo_config(
+            global_batch_size=24, flip=True, on_bad_example="skip" if skip else "fail", repeats=2
+        ),
+        augment=AugmentConfig("randaugment", 2, 9.0, 0.4, 0.25, 0.2, 1.0),
+    )
+    source = open_source(config, "train", str(folder))
+    alone = list(train_dataset(config, source, 0, ALONE).take(4).as_numpy_iterator())
+    parts = []
+    for worker in range(num_workers):
+        context = tf.distribute.InputContext(num_workers, worker, num_workers * replicas)
+        elements = list(train_dataset(config, source, 1, context).take(3 * replicas))
+        turns = [elements[n : n + replicas] for n in range(0, 3 * replicas, replicas)]
+        parts.append([tuple(np.concatenate(c) for c in zip(*t, strict=True)) for t in turns])
+    for step, (images, labels) in enumerate(alone[1:]):
+        np.testing.assert_array_equal(images, np.concatenate([part[step][0] for part in parts]))
+        np.testing.assert_array_equal(labels, np.concatenate([part[step][1] for part in parts]))
 
 
 # --- folder -----------------------------------------------------------------------------------
@@ -173,7 +209,8 @@ def test_what_is_wrong_with_a_folder_is_said(folder, tmp_path):
         photo_config(), "train", tmp_path
     )
     (tmp_path / "train" / "china").mkdir()
-    (tmp_path / "train" / "china" / "notes.txt").write_text("no image")
+    for name in ("notes.txt", "._001.jpg"):
+        (tmp_path / "train" / "china" / name).write_text("no image")
     assert "train: has no images in folders of classes" in refusal(
         photo_config(), "train", tmp_path
     )
@@ -283,8 +320,21 @@ def test_the_index_is_kept_and_a_changed_shard_is_noticed(tmp_path, capsys, monk
 
 def test_a_broken_index_is_made_again(tmp_path):
     write_records(tmp_path, "train", 1, 10)
-    (tmp_path / ".train.index.npz").write_bytes(b"no index")
+    index = tmp_path / record_index.INDEX
     assert len(open_source(record_config(), "train", str(tmp_path))) == 10
+    for broken in (b"no index", b"", index.read_bytes()[:-30], index.read_bytes()[:100]):
+        index.write_bytes(broken)
+        assert len(open_source(record_config(), "train", str(tmp_path))) == 10
+    assert [path.name for path in tmp_path.glob(".*")] == [record_index.INDEX]  # no litter
+
+
+def test_one_index_serves_all_splits(tmp_path, monkeypatch):
+    for split, shards in (("train", 2), ("val", 1)):
+        write_records(tmp_path, split, shards, 10)
+        open_source(record_config(), split, str(tmp_path))
+    monkeypatch.setattr(record_index, "_scan", None)
+    for split, count in (("train", 20), ("val", 10)):
+        assert len(open_source(record_config(), split, str(tmp_path))) == count
 
 
 def test_what_is_wrong_with_records_is_said(tmp_path, capsys):
@@ -309,11 +359,51 @@ def test_what_is_wrong_with_records_is_said(tmp_path, capsys):
     assert f"{shard}: is compressed (gzip), and has no random access" in refusal(
         config, "train", tmp_path
     )
+    shard.write_bytes(b"")
+    assert f"{shard}: has no records; restore it" in refusal(config, "train", tmp_path)
+    assert len(open_source(skipping, "train", str(tmp_path))) == 20
+
     shard.unlink()
     write_records(tmp_path, "train", 2, 10)
     assert "has shards of several sets of 'train', of [2, 3] files" in refusal(
         config, "train", tmp_path
     )
+
+
+def test_a_first_record_whose_length_looks_like_a_compressed_file(tmp_path):
+    """376 is 0x178, and zlib's files begin with 0x78 0x01."""
+    with tf.io.TFRecordWriter(f"{tmp_path}/train.tfrecord") as writer:
+        for length in (376, 5):
+            writer.write(bytes(length))
+    assert len(open_source(record_config(), "train", str(tmp_path))) == 2
+
+
+def test_a_shard_that_is_not_the_manifests(tmp_path):
+    """Cut at the end of a record, which its form does not show."""
+    write_records(tmp_path, "train", 1, 10)
+    shard = tmp_path / "train-00000-of-00001"
+    shards = [{"bytes": shard.stat().st_size, "examples": 10}]
+    manifest = {"class_names": ["a", "b"], "splits": {"train": {"shards": shards}}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    source = open_source(record_config(), "train", str(tmp_path))
+    shard.write_bytes(shard.read_bytes()[: int(source._records._offsets[9])])
+    message = refusal(record_config(), "train", tmp_path)
+    assert message.startswith(
+        f"{shard}: has {shard.stat().st_size:,} bytes, and manifest.json says "
+    )
+
+
+def test_labels_that_int32_does_not_hold_stay_outside(tmp_path):
+    write_records(tmp_path, "train", 1, 4, first_label=2**32)
+    _, labels = everything(open_source(record_config(), "train", str(tmp_path)))
+    assert (labels > 2**30).all()
+
+
+@pytest.mark.parametrize("name", ["folder", "tfrecord", "arrays"])
+def test_an_address_is_refused(name):
+    config = photo_config(name=name, crop="none")
+    with pytest.raises(UserError, match=r"--data_dir=gs://bucket/x: data set '.*' is read from a"):
+        open_source(config, "train", "gs://bucket/x")
 
 
 def test_a_record_without_the_fields_is_a_bad_one(tmp_path):
@@ -387,6 +477,9 @@ def test_what_is_wrong_with_arrays_is_said(tmp_path):
     path.write_text("no arrays")
     assert "cannot be read as .npz" in refusal(config, "train", tmp_path)
     images, labels = np.zeros((4, 8, 8), np.uint8), np.zeros(4, int)
+    with path.open("wb") as file:
+        np.save(file, images)  # one array, without names
+    assert "cannot be read as .npz (TypeError" in refusal(config, "train", tmp_path)
 
     def save(**arrays):
         np.savez(path, **({"x_train": images, "y_train": labels} | arrays))
@@ -434,9 +527,11 @@ def test_a_tpu_slice_refuses_sources_that_need_python(data_dir, digits_config, m
     source = open_source(with_data(digits_config, crop="none", pad=0), "train", data_dir)
     assert not source.in_graph  # array_record
     with pytest.raises(UserError, match=r"data.name=digits: read from Python, which the 2 hosts"):
-        check_placement(SliceOfTwoHosts(), "digits", source.in_graph)
-    check_placement(SliceOfTwoHosts(), "tfrecord", in_graph=True)
-    check_placement(tf.distribute.OneDeviceStrategy("/CPU:0"), "digits", source.in_graph)
+        check_placement(SliceOfTwoHosts(), digits_config, source.in_graph)
+    check_placement(SliceOfTwoHosts(), record_config(), in_graph=True)
+    with pytest.raises(UserError, match=r"data.on_bad_example=skip: tells .* which the 2 hosts"):
+        check_placement(SliceOfTwoHosts(), record_config(on_bad_example="skip"), in_graph=True)
+    check_placement(tf.distribute.OneDeviceStrategy("/CPU:0"), digits_config, source.in_graph)
 
 
 def test_every_source_of_the_dict_says_whether_it_is_in_graph():

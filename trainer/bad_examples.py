@@ -6,6 +6,8 @@ from pathlib import Path
 
 import tensorflow as tf
 
+_SAID = 100  # bad examples that have a line each on the terminal
+
 
 class BadExamples:
     """Tells each bad example once, on the terminal and in the run's folder.
@@ -30,13 +32,28 @@ class BadExamples:
     def _tell(self, path: Path, where: str, why: Callable[[], str]) -> None:
         with self._lock:
             if path.name not in self._known:
-                lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-                self._known[path.name] = {line.partition("\t")[0] for line in lines}
+                self._known[path.name] = _listed(path)
             known = self._known[path.name]
             if where in known:
                 return
             known.add(where)
-            reason = why()
-            with path.open("a", encoding="utf-8", errors="surrogateescape") as file:
-                file.write(f"{where}\t{reason}\n")
-            self._say(f"bad example skipped ({len(known)} so far, see {path}): {where}: {reason}")
+            count = len(known)
+        reason = why() or "cannot be read, or could not"
+        with self._lock:
+            try:
+                with path.open("a", encoding="utf-8", errors="surrogateescape") as file:
+                    file.write(f"{where}\t{reason}\n")
+            except OSError as error:  # what is told must not stop the run
+                reason += f"; {path}: cannot be written ({error.strerror})"
+        if count <= _SAID:
+            self._say(f"bad example skipped ({count} so far, see {path}): {where}: {reason}")
+        elif count % _SAID == 0:
+            self._say(f"{count} bad examples skipped so far, see {path}")
+
+
+def _listed(path: Path) -> set[str]:
+    try:
+        text = path.read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return set()
+    return {line.partition("\t")[0] for line in text.splitlines()}

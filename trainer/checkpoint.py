@@ -1,6 +1,7 @@
 """Saves and restores a run: the state, and with it what makes a checkpoint useful alone."""
 
 import json
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -127,11 +128,15 @@ class Checkpoints:
                 f"it, or name another --workdir"
             )
         # In order: class 3 must stay class 3.
-        for what in ("train_examples", "class_names"):
-            if saved.get(what) != self._metadata[what]:
+        names = [f"class {n}" for n in range(len(self._metadata["class_names"]))]
+        for what, is_now, was in [
+            ("train_examples", self._metadata["train_examples"], saved.get("train_examples")),
+            *zip_longest(names, self._metadata["class_names"], saved["class_names"]),
+        ]:
+            if is_now != was:
                 raise UserError(
-                    f"{path}: of a run on other data: {what} is {_short(self._metadata[what])}, "
-                    f"was {_short(saved.get(what))}; restore the data, or name another --workdir"
+                    f"{path}: of a run on other data: {what} is {is_now!r}, was {was!r}; restore "
+                    f"the data, or name another --workdir"
                 )
 
     def save(self, step: int) -> None:
@@ -156,8 +161,3 @@ def _by_name(folder: Path) -> list[str]:
     """The checkpoints in the folder, oldest first."""
     found = [path.with_suffix("") for path in folder.glob("ckpt-*.index")]
     return [str(p) for p in sorted(found, key=lambda path: int(path.name.partition("-")[2]))]
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:100]}…"

@@ -104,8 +104,10 @@ class DataConfig(_Section):
     `mean` and `std` are per channel, in units of a pixel value divided by 255. `crop`: `pad` pads
     by `pad` pixels and crops back at random; `random_resized` is the Inception crop (Szegedy et al.
     2015), for sources of encoded images; in evaluation, encoded images are resized so that the
-    central crop covers `eval_crop_ratio` of the shorter side. `train_sizes` are image sizes to
-    begin with, each until the epoch of `train_size_epochs`; then comes `image_size`.
+    central crop covers `eval_crop_ratio` of the shorter side. `antialias`: random crops of JPEGs
+    are filtered where they shrink, as in evaluation and by Pillow, at some 1 ms an image and core.
+    `train_sizes` are image sizes to begin with, each until the epoch of `train_size_epochs`; then
+    comes `image_size`.
 
     `on_bad_example`: what follows an image that cannot be read, or a label outside the classes:
     `fail` ends the run and names it; `skip` puts another example in its place, the same one on each
@@ -134,6 +136,7 @@ class DataConfig(_Section):
     pad: int = 0
     flip: bool = False
     eval_crop_ratio: float = 0.875
+    antialias: bool = False
     global_batch_size: int = 128
     eval_batch_size: int = _bookkeeping(256)
     on_bad_example: Literal["fail", "skip"] = _bookkeeping("fail")
@@ -152,6 +155,7 @@ class DataConfig(_Section):
         self._require(
             _ascend(self.train_size_epochs), "train_size_epochs", "above 0 and increasing"
         )
+        self._require(all(0 <= m <= 1 for m in self.mean), "mean", "in [0, 1]")
         self._require(all(s > 0 for s in self.std) and bool(self.std), "std", "above 0")
         self._require(self.pad >= 0, "pad", "at least 0")
         self._require(0 < self.eval_crop_ratio <= 1, "eval_crop_ratio", "in (0, 1]")
@@ -313,6 +317,11 @@ class Config(_Section):
                 f"data.train_sizes {data.train_sizes} and data.train_size_epochs "
                 f"{data.train_size_epochs} must have one value each for every size before "
                 f"data.image_size"
+            )
+        if data.train_size_epochs and data.train_size_epochs[-1] >= self.num_epochs:
+            raise UserError(
+                f"data.train_size_epochs {data.train_size_epochs} must end before num_epochs "
+                f"({self.num_epochs}): the last epochs are those of data.image_size"
             )
         if optimizer.warmup_epochs > self.num_epochs:
             raise UserError(

@@ -5,16 +5,20 @@
 
 Every image is decoded once, so that a broken one is found here and not in the third hour of a run.
 Shards are made in parallel and appear whole; stopped half-way, the same command goes on with those
-that are missing. At the end comes `manifest.json`: counts, classes, checksums.
+that are missing. A shard is made anew where one of its files, or its place among them, has changed:
+after a file is added or removed that is nearly all. At the end comes `manifest.json`: counts,
+classes, checksums.
 """
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -103,30 +107,51 @@ def prepare(request: Request) -> None:
             bad images, when all have been found.
     """
     from trainer.data.folder import list_images
-    from trainer.data.record_index import index_shards
     from trainer.data.tfrecord import MANIFEST
 
     out, config = request.out, _config(request)
     listings = {split: list_images(config, split, request.source) for split in request.splits}
     problems = [problem for listing in listings.values() for problem in listing.problems]
     shards = {split: _plan(split, listing, request) for split, listing in listings.items()}
-    if out:
-        _make_folder(out)
-        _refuse_other_shards(out, shards)
-    receipts = _make_all(shards, request.threads)
+    with _only_writer(out):
+        if out:
+            _refuse_other_shards(out, shards)
+            (out / MANIFEST).unlink(missing_ok=True)  # of what is about to change
+        receipts = _make_all(shards, request.threads)
+        _finish(request, listings, problems, shards, receipts)
 
+
+def _finish(
+    request: Request,
+    listings: dict[str, Any],
+    problems: Sequence[str],
+    shards: dict[str, list[Shard]],
+    receipts: dict[str, list[dict[str, Any]]],
+) -> None:
+    """Tells what is bad, and writes the index and the manifest."""
+    from trainer.data.record_index import INDEX, index_shards
+    from trainer.data.tfrecord import MANIFEST
+
+    out = request.out
     bad = [line for found in receipts.values() for receipt in found for line in receipt["bad"]]
     _tell(problems, bad, out)
     if (problems or bad) and not request.skip:
         raise UserError(
             f"{len(problems) + len(bad)} bad: mend or remove them, or go on without them with "
-            f"--on_bad_example=skip; the same command keeps what is done"
+            f"--on_bad_example=skip"
         )
     for split, found in receipts.items():
         print(f"{split}: {sum(r['examples'] for r in found):,} images in {len(found)} shard(s)")
     if out:
-        for split, planned in shards.items():
-            index_shards([str(shard.path) for shard in planned], out / f".{split}.index.npz")
+        paths = {split: [str(shard.path) for shard in planned] for split, planned in shards.items()}
+        indexed = index_shards([path for one in paths.values() for path in one], out / INDEX)
+        counts = [receipt["examples"] for found in receipts.values() for receipt in found]
+        for shard, count in zip(indexed, counts, strict=True):
+            if shard.cut or len(shard.offsets) != count:
+                raise UserError(
+                    f"{shard.path}: has {len(shard.offsets)} whole records, and {count} were "
+                    f"written; remove it, and run the same command again"
+                )
         manifest = _manifest(listings[request.splits[0]].class_names, receipts)
         _write(out / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
         train_split, eval_split = request.splits
@@ -143,7 +168,6 @@ def _config(request: Request) -> Config:
         train_split=request.splits[0],
         eval_split=request.splits[1],
         eval_fraction=request.eval_fraction,
-        on_bad_example="skip",  # all problems are told, not the first
     )
     return dataclasses.replace(Config(), data=data)
 
@@ -168,11 +192,32 @@ def _size(path: str) -> int:
         return 0
 
 
-def _make_folder(out: Path) -> None:
+@contextlib.contextmanager
+def _only_writer(out: Path | None) -> Iterator[None]:
+    """Makes the folder and holds a lock in it, which dies with its process.
+
+    Raises:
+        UserError: where it cannot be written, now or later, or another process writes there.
+    """
+    import tensorflow as tf
+
+    if out is None:
+        yield
+        return
     try:
         out.mkdir(parents=True, exist_ok=True)
+        with (out / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"--out={out}: another process is writing there; wait for it, or stop it"
+                ) from None
+            yield
     except OSError as error:
-        raise UserError(f"--out={out}: cannot be made ({error.strerror})") from None
+        raise UserError(f"--out={out}: cannot be written ({error.strerror})") from None
+    except tf.errors.OpError as error:  # of TensorFlow's writer
+        raise UserError(f"--out={out}: cannot be written ({error.message})") from None
 
 
 def _refuse_other_shards(out: Path, shards: dict[str, list[Shard]]) -> None:

@@ -67,18 +67,24 @@ def _tpu(name: str) -> tf.distribute.Strategy:
         ) from None
 
 
-def check_placement(strategy: tf.distribute.Strategy, source_name: str, in_graph: bool) -> None:
+def check_placement(strategy: tf.distribute.Strategy, config: Config, in_graph: bool) -> None:
     """The input of a TPU slice runs on its remote hosts, which run TensorFlow but no Python.
 
     Raises:
-        UserError: for a source that needs Python there. Tested with a stand-in for the slice.
+        UserError: for what needs Python there. Tested with a stand-in for the slice.
     """
     is_slice = isinstance(strategy, tf.distribute.TPUStrategy) and strategy.extended.num_hosts > 1
     if is_slice and not in_graph:
         raise UserError(
-            f"data.name={source_name}: read from Python, which the {strategy.extended.num_hosts} "
-            f"hosts of this TPU slice do not run: prepare the data as TFRecord (TFDS with "
-            f"--file_format=tfrecord, or python -m trainer.prepare)"
+            f"data.name={config.data.name}: read from Python, which the "
+            f"{strategy.extended.num_hosts} hosts of this TPU slice do not run: prepare the data "
+            f"as TFRecord (TFDS with --file_format=tfrecord, or python -m trainer.prepare)"
+        )
+    if is_slice and config.data.on_bad_example == "skip":
+        raise UserError(
+            f"data.on_bad_example=skip: tells of bad examples from Python, which the "
+            f"{strategy.extended.num_hosts} hosts of this TPU slice do not run: verify the data "
+            f"with python -m trainer.prepare, and set it to fail"
         )
 
 

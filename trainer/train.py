@@ -86,7 +86,7 @@ def train_and_evaluate(
     compilation = choose_compilation(config, strategy)
     train_source = open_source(config, config.data.train_split, data_dir)
     eval_source = open_source(config, config.data.eval_split, data_dir)
-    check_placement(strategy, config.data.name, train_source.in_graph and eval_source.in_graph)
+    check_placement(strategy, config, train_source.in_graph and eval_source.in_graph)
     steps_per_epoch = epoch_size(config, len(train_source)) / config.data.global_batch_size
     total_steps = max(1, round(config.num_epochs * steps_per_epoch))
 
@@ -99,8 +99,9 @@ def train_and_evaluate(
     checkpoints = Checkpoints(
         folder.checkpoints, state, metadata, config.keep_checkpoints, folder.is_chief
     )
-    step = checkpoints.restore()
     agree = make_agreement(strategy)
+    _check_agreement(agree, 0, len(train_source), len(eval_source))  # before one refuses them alone
+    step = checkpoints.restore()
     _check_agreement(agree, step, len(train_source), len(eval_source))
     if folder.is_chief:
         folder.write_config(metadata)
@@ -159,9 +160,9 @@ def train_and_evaluate(
             stopwatch.lap("first loop, with compiling")
             log.say(f"from the command to here: {stopwatch}")
             log.event("startup", step - num_steps, stopwatch.laps)
-        pace.add(num_steps, seconds)
-        images_per_second = num_steps * config.data.global_batch_size / seconds
         traces = train_loop.experimental_get_tracing_count()
+        pace.add(num_steps, seconds, traces)
+        images_per_second = num_steps * config.data.global_batch_size / seconds
         log.train(step, metrics, seconds, images_per_second, traces)
 
         found = divergence.find(config, state, train_source, step, metrics)
@@ -249,19 +250,20 @@ class _StopRequest:
 
 
 class _Pace:
-    """Steps per second without the first loop, which holds tracing and compiling."""
+    """Steps per second, without the loops that hold tracing and compiling: the first, and the first
+    of each image size."""
 
     def __init__(self):
         self.seconds = 0.0
-        self._loops = self._steps = 0
+        self._traces = self._steps = 0
         self._timed_seconds = 0.0
 
-    def add(self, num_steps: int, seconds: float) -> None:
-        self.seconds += seconds
-        if self._loops:
+    def add(self, num_steps: int, seconds: float, traces: int) -> None:
+        if self.seconds and traces == self._traces:
             self._steps += num_steps
             self._timed_seconds += seconds
-        self._loops += 1
+        self.seconds += seconds
+        self._traces = traces
 
     @property
     def steps_per_second(self) -> float:
@@ -270,19 +272,18 @@ class _Pace:
 
 def _check_batch_size(config: Config, num_replicas: int) -> None:
     size, accumulation = config.data.global_batch_size, config.accumulation_steps
-    if size % (num_replicas * accumulation):
-        parts = num_replicas * accumulation
-        raise UserError(
-            f"data.global_batch_size ({size}) must be divisible by the number of replicas "
-            f"({num_replicas}) times accumulation_steps ({accumulation}): the nearest is "
-            f"--set data.global_batch_size={max(1, round(size / parts)) * parts}"
-        )
-    if config.augment.mixes and size // num_replicas % 2:
-        raise UserError(
-            f"data.global_batch_size ({size}) on {num_replicas} replica(s) gives each "
-            f"{size // num_replicas} images, and mixup and CutMix need an even number: try "
-            f"--set data.global_batch_size={size + num_replicas}"
-        )
+    parts = num_replicas * accumulation
+    if size % parts == 0 and not (config.augment.mixes and size // num_replicas % 2):
+        return
+    pairs = ""
+    if config.augment.mixes:
+        pairs = ", with an even number of images for each replica for mixup and CutMix to pair"
+        parts = math.lcm(parts, 2 * num_replicas)
+    raise UserError(
+        f"data.global_batch_size ({size}) must be divisible by the number of replicas "
+        f"({num_replicas}) times accumulation_steps ({accumulation}){pairs}: the nearest is "
+        f"--set data.global_batch_size={max(1, round(size / parts)) * parts}"
+    )
 
 
 def _check_agreement(agree, *numbers: int) -> None:
@@ -323,7 +324,10 @@ def _naming(config: Config, first_bad: Callable[[], str | None]):
         found = first_bad()
         if found is None:  # not an example's
             raise
-        advice = "mend or remove it, or --set data.on_bad_example=skip"
+        advice = (
+            "mend it, or go on with --set data.on_bad_example=skip; removing it makes other data, "
+            "which need another --workdir"
+        )
         if config.data.on_bad_example == "skip":
             advice = "so are all that were tried in its place: look at the data"
         raise UserError(f"bad example: {found}; {advice}") from None

@@ -22,6 +22,7 @@ ROUNDS = 5
 LATENCY_S = 0.02
 CHUNK = 32  # examples, some 5 MB
 CHUNKS_KEPT = 64
+TIMES = 256  # the files, over and over: 1,024 chunks, of which 6 % are kept
 BATCHES_IN_ALL, BATCH_OF_MEMORY = 10_000, 16
 
 
@@ -29,7 +30,7 @@ class SlowStorage:
     """A stand-in for a disk or a bucket: each read waits 20 ms, unless it lies within what was read
     ahead, of a chunk of CHUNK neighbours among the last CHUNKS_KEPT read.
 
-    It has 32 times the examples of the source that it wraps: the same files, over and over.
+    It has TIMES the examples of the source that it wraps: the same files, over and over.
     """
 
     image_shape = None
@@ -43,7 +44,7 @@ class SlowStorage:
         self.class_names, self.channels = source.class_names, source.channels
 
     def __len__(self) -> int:
-        return 32 * len(self._source)
+        return TIMES * len(self._source)
 
     def describe(self, index: int) -> str:
         return self._source.describe(index % len(self._source))
@@ -53,12 +54,13 @@ class SlowStorage:
             chunk = int(index) // CHUNK
             with self._lock:
                 known = chunk in self._chunks
+            if not known and self._latency_s:
+                time.sleep(self._latency_s)
+            with self._lock:
                 self._chunks[chunk] = None
                 self._chunks.move_to_end(chunk)
                 if len(self._chunks) > CHUNKS_KEPT:
                     self._chunks.popitem(last=False)
-            if not known and self._latency_s:
-                time.sleep(self._latency_s)
             return index
 
         waited = tf.map_fn(

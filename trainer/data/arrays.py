@@ -3,12 +3,12 @@
 """
 
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 from trainer.config import Config
+from trainer.data.source import local_folder
 from trainer.errors import UserError
 
 
@@ -18,7 +18,7 @@ def open_source(config: Config, split: str, data_dir: str) -> "ArraySource":
     Raises:
         UserError: where the file, or an array in it, is missing or of another form.
     """
-    path = Path(data_dir).expanduser() / (config.data.path or "")
+    path = local_folder(config, data_dir)
     try:
         with np.load(path) as arrays:  # refuses pickled objects
             missing = {f"x_{split}", f"y_{split}"} - set(arrays)
@@ -28,7 +28,7 @@ def open_source(config: Config, split: str, data_dir: str) -> "ArraySource":
                     f"{', '.join(sorted(arrays))}"
                 )
             images, labels = arrays[f"x_{split}"], arrays[f"y_{split}"]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise UserError(
             f"data.path={config.data.path}: {path} cannot be read as .npz "
             f"({type(error).__name__}: {error}); write it with numpy.savez"
@@ -64,7 +64,7 @@ class ArraySource:
         self.class_names = tuple(map(str, range(num_classes)))
         with tf.device("CPU"):
             self._images = tf.constant(images)
-            self._labels = tf.constant(labels.astype(np.int32))
+            self._labels = tf.constant(np.clip(labels, -1, 2**31 - 1).astype(np.int32))
 
     def __len__(self) -> int:
         return int(self._labels.shape[0])

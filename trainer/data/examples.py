@@ -9,11 +9,13 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.config import Config
+from trainer.data.images import resize
 from trainer.data.order import replacement
 from trainer.data.source import Source
 
-# So many examples in a row that are all bad are no accident.
-_ATTEMPTS = 16
+# An example is read twice before another takes its place, so that what fails once is not replaced;
+# so many others that are all bad are no accident.
+_OWN_ATTEMPTS, _ATTEMPTS = 2, 16
 
 # From an encoded image, string scalar, and its position in the run, int64 scalar, to uint8
 # [image_size, image_size, channels].
@@ -39,68 +41,84 @@ class Loader(NamedTuple):
     def fetch(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """As the source's, int64 `[n]`; stops at a label outside the classes."""
         images, labels = self.source.fetch(indices)
-        num_classes = self.config.model.num_classes
-        checks = [
-            tf.debugging.Assert(
-                tf.reduce_all((labels >= 0) & (labels < num_classes)),
-                [f"a label outside the {num_classes} classes:", labels],
-                summarize=1,
-            )
-        ]
-        with tf.control_dependencies(checks):
-            return images, tf.identity(labels)
+        # Not an assertion: of one, TensorFlow's deterministic mode makes the whole input serial.
+        return images, tf.gather(tf.range(self.config.model.num_classes), labels)
 
-    def load(self, index: tf.Tensor, position: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """One example: uint8 `[image_size, image_size, channels]` and int32 scalar."""
-        images, labels = self.fetch(index[None])
-        image = images[0]
-        return self.decode(image, position), labels[0]
+    def load(self, indices: tf.Tensor, positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """uint8 `[n, image_size, image_size, channels]` and labels, int32 `[n]`."""
+        images, labels = self.fetch(indices)
+        if images.dtype != tf.string:
+            return resize(images, self.config.data.image_size), labels
+        size = self.config.data.image_size
+        if images.shape[0] == 1:
+            return self.decode(images[0], positions[0])[None], labels
+        decoded = tf.map_fn(
+            lambda pair: self.decode(*pair),
+            (images, positions),
+            fn_output_signature=tf.TensorSpec([size, size, self.source.channels], tf.uint8),
+        )
+        return decoded, labels
 
     def load_or_replace(self, index: tf.Tensor, position: tf.Tensor, on_bad: OnBad | None):
-        """As `load`, of another example where this one is bad, which is the same on each pass.
+        """One example, or another where this one is bad, which is the same on each pass.
 
         Returns:
-            Image, label, and whether the example itself was good, bool scalar.
+            Image, label, and whether it is the example itself, bool scalar.
         """
+        image, label, number = self._attempts(index, position).take(1).get_single_element()
+        good = number < _OWN_ATTEMPTS
 
-        def attempt(number: tf.Tensor):
-            other = replacement(self.config, len(self.source), index, number)
-            return (*self.load(other, position), number)
-
-        # A data set of attempts, of which those that fail vanish, is what TensorFlow has of `try`.
-        attempts = tf.data.Dataset.range(_ATTEMPTS).map(attempt)
-        image, label, number = attempts.ignore_errors().take(1).get_single_element()
-        good = tf.equal(number, 0)
-
-        def report(index: np.ndarray, position: np.ndarray) -> None:
+        def report(index: np.ndarray, position: np.ndarray) -> np.bool_:
             if on_bad is not None:
                 on_bad(
                     self.source.describe(int(index)),
                     lambda: self.why_bad(int(index), int(position)),
                 )
+            return np.bool_(False)
 
         def tell() -> tf.Tensor:
-            with tf.control_dependencies([tf.numpy_function(report, [index, position], [])]):
-                return tf.constant(False)
+            # Said to have no side effect, for the reason above, so its result must be asked for.
+            told = tf.numpy_function(report, [index, position], tf.bool, stateful=False)
+            return tf.ensure_shape(told, [])
 
         return image, label, tf.cond(good, lambda: tf.constant(True), tell)
 
+    def _attempts(self, index: tf.Tensor, position: tf.Tensor) -> tf.data.Dataset:
+        """Of the example and of what may replace it, those that can be read: image, label, number.
+
+        A data set of attempts of which those that fail vanish is what TensorFlow has of `try`.
+        """
+        skip = self.config.data.on_bad_example == "skip"
+
+        def attempt(number: tf.Tensor):
+            turn = tf.maximum(number - (_OWN_ATTEMPTS - 1), 0)
+            other = replacement(self.config, len(self.source), index, turn)
+            images, labels = self.load(other[None], position[None])
+            return images[0], labels[0], number
+
+        numbers = tf.data.Dataset.range(_ATTEMPTS if skip else _OWN_ATTEMPTS)
+        return numbers.map(attempt).ignore_errors()
+
     def why_bad(self, index: int, position: int) -> str:
         """What is wrong with an example, in a line; "" where nothing is."""
+        where = tf.constant([index], tf.int64)
         try:
-            self.load(tf.constant(index, tf.int64), tf.constant(position, tf.int64))
+            label = int(self.source.fetch(where)[1][0])
+            if not 0 <= label < self.config.model.num_classes:
+                return f"label {label} is outside the {self.config.model.num_classes} classes"
+            self.load(where, tf.constant([position], tf.int64))
         except tf.errors.OpError as error:
             return reason_of(error)
         return ""
 
     def first_bad(self, indices: np.ndarray, positions: np.ndarray) -> str | None:
-        """Where the first bad one of these examples is, and what is wrong with it."""
+        """Where the first of these examples is that cannot be read, nor replaced where bad ones are
+        skipped, and what is wrong with it."""
 
         def is_good(index: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
-            tries = tf.data.Dataset.range(1).map(lambda _: self.load(index, position))
             # Of the image, too: what nobody asks for is not computed.
-            sizes = tries.ignore_errors().map(lambda image, label: tf.size(image) + 0 * label)
-            return sizes.reduce(0, tf.add) > 0
+            sizes = self._attempts(index, position).map(lambda image, *_: tf.size(image))
+            return tf.greater(sizes.take(1).reduce(0, tf.add), 0)
 
         examples = tf.data.Dataset.from_tensor_slices((indices, positions))
         flags = examples.map(is_good, num_parallel_calls=tf.data.AUTOTUNE)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from trainer.config import Config
-from trainer.data.source import read_each
+from trainer.data.source import local_folder, read_each
 from trainer.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
@@ -38,7 +38,7 @@ def open_source(config: Config, split: str, data_dir: str) -> "FolderSource":
         UserError: where there are no images; and, unless bad examples are skipped, for a class
             folder without images, or a class that the training split does not have.
     """
-    root = Path(data_dir).expanduser() / (config.data.path or "")
+    root = local_folder(config, data_dir)
     listing = list_images(config, split, root)
     if listing.problems and config.data.on_bad_example == "fail":
         first, *others = listing.problems
@@ -112,7 +112,9 @@ def _folders(folder: Path, config: Config) -> tuple[str, ...]:
 def _files(folder: Path) -> list[str]:
     try:
         with os.scandir(folder) as entries:
-            return [e.name for e in entries if e.name.lower().endswith(EXTENSIONS)]
+            # Hidden ones are a file system's own: a Mac leaves ._001.jpg beside 001.jpg.
+            names = [e.name for e in entries if not e.name.startswith(".")]
+            return [name for name in names if name.lower().endswith(EXTENSIONS)]
     except OSError as error:
         raise UserError(f"{folder}: cannot be listed ({error.strerror})") from None
 

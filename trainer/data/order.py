@@ -59,27 +59,28 @@ def _permuted_in_blocks(
     block, inside = places // size, places % size
     is_whole = block < whole
     block_sizes = tf.where(is_whole, tf.constant(size, tf.int64), num_examples - whole * size)
-    chosen = _permuted(config.seed, _BLOCKS, epochs, tf.minimum(block, whole - 1), whole)
-    block_number = epochs * (whole + 1) + block  # of all blocks of all epochs
-    inside = _permuted(config.seed, _INSIDE, block_number, inside, block_sizes)
-    shift = _by_number(
-        epochs,
-        lambda epoch: tf.random.stateless_uniform(
-            [], _fold(config.seed, _SHIFT, epoch), 0, num_examples, tf.int64, alg="philox"
-        ),
-    )
-    return (tf.where(is_whole, chosen, block) * size + inside + shift) % num_examples
+    number = epochs * (whole + 1) + block  # of all blocks of all epochs
+
+    def chosen(number: tf.Tensor) -> tf.Tensor:
+        epoch, block = number // (whole + 1), number % (whole + 1)
+        place = tf.minimum(block, whole - 1)
+        permuted = _permuted(config.seed, _BLOCKS, epoch[None], place[None], whole)[0]
+        return tf.where(block < whole, permuted, block)
+
+    def shift(epoch: tf.Tensor) -> tf.Tensor:
+        seed = _fold(config.seed, _SHIFT, epoch)
+        return tf.random.stateless_uniform([], seed, 0, num_examples, tf.int64, alg="philox")
+
+    inside = _permuted(config.seed, _INSIDE, number, inside, block_sizes)
+    first = _by_number(number, chosen) * size + _by_number(epochs, shift)
+    return (first + inside) % num_examples
 
 
 def replacement(config: Config, num_examples: int, index: tf.Tensor, attempt: tf.Tensor):
     """Which example stands in for a bad one, at the first attempt, the second, …; at attempt 0, the
     example itself. int64 scalars."""
-    other = tf.raw_ops.RandomIndexShuffle(
-        index=index,
-        seed=_key(config.seed, _REPLACEMENT, attempt),
-        max_index=tf.constant(num_examples - 1, tf.int64),
-        rounds=_ROUNDS,
-    )
+    key = _key(config.seed, _REPLACEMENT, attempt)
+    other = _shuffle(index[None], key[None], tf.constant([num_examples], tf.int64))[0]
     return tf.where(attempt == 0, index, other)
 
 
@@ -116,12 +117,31 @@ def _permuted(
         places: int64 `[n]`, in `[0, size)`.
         size: of the permutations: one for all, or int64 `[n]`.
     """
-    last = tf.broadcast_to(tf.cast(size, tf.int64) - 1, tf.shape(places))
-    return tf.raw_ops.RandomIndexShuffle(
-        index=places,
-        seed=_by_number(numbers, lambda number: _key(seed, stream, number)),
-        max_index=last,
-        rounds=_ROUNDS,
+    sizes = tf.broadcast_to(tf.cast(size, tf.int64), tf.shape(places))
+    keys = _by_number(numbers, lambda number: _key(seed, stream, number))
+    return _shuffle(places, keys, sizes)
+
+
+def _shuffle(places: tf.Tensor, keys: tf.Tensor, sizes: tf.Tensor) -> tf.Tensor:
+    """RandomIndexShuffle, also where it is no permutation: of 2^k + 1 numbers (k even, from 16 on)
+    TensorFlow 2.21 gives the last one what it gives the first.
+
+    There, of one number more: should that one come out, it is shuffled again, as the cipher itself
+    does with what is out of range. All arguments are int64 `[n]`, but keys are `[n, 3]`.
+    """
+    last = sizes - 1
+    one_more = tf.where((last > 0) & (tf.bitwise.bitwise_and(last, last - 1) == 0), 1, 0)
+    last += tf.cast(one_more, tf.int64)
+
+    def shuffle(index: tf.Tensor) -> tf.Tensor:
+        return tf.raw_ops.RandomIndexShuffle(index=index, seed=keys, max_index=last, rounds=_ROUNDS)
+
+    shuffled = shuffle(places)
+    outside = shuffled >= sizes
+    return tf.cond(
+        tf.reduce_any(outside),
+        lambda: tf.where(outside, shuffle(tf.where(outside, shuffled, 0)), shuffled),
+        lambda: shuffled,
     )
 
 

@@ -9,13 +9,16 @@ import tensorflow as tf
 
 from trainer.config import Config
 from trainer.data.examples import Loader, OnBad
-from trainer.data.images import decode_eval, decode_train, resize
+from trainer.data.images import decode_eval, decode_train
 from trainer.data.order import epoch_indices
 from trainer.data.source import Source
 from trainer.data.transform import augment_batch
 
 # Threads that read: most of the time they wait for a disk or a network.
 _READ_THREADS = 32
+# Images that are read, decoded and augmented together, as one of many such groups in parallel. A
+# whole batch would be a coarse part, and as many batches as there are cores would lie in memory.
+_GROUP_SIZE = 16
 
 
 def train_dataset(
@@ -36,23 +39,23 @@ def train_dataset(
     local_replicas = context.num_replicas_in_sync // context.num_input_pipelines
     first_replica = context.input_pipeline_id * local_replicas
 
-    def rows(element: tf.Tensor):
+    # Mixing needs whole pairs.
+    size = _group_size(per_replica_batch_size, even=config.augment.mixes)
+    groups = per_replica_batch_size // size  # of an element
+    load = _load(_train_loader(config, source), on_bad)
+
+    def group(number: tf.Tensor):
+        element, place = number // groups, number % groups
         step, replica = element // local_replicas, first_replica + element % local_replicas
-        start = step * global_batch_size + replica * per_replica_batch_size
-        positions = start + tf.range(per_replica_batch_size, dtype=tf.int64)
-        return epoch_indices(config, len(source), positions), positions
+        start = step * global_batch_size + replica * per_replica_batch_size + place * size
+        positions = start + tf.range(size, dtype=tf.int64)
+        images, labels, _ = load(epoch_indices(config, len(source), positions), positions)
+        return augment_batch(images, labels, positions, config)
 
     # Without an end: of one that has an end, all workers would ask each other at each step whether
     # they have reached it.
-    elements = tf.data.Dataset.counter(start_step * local_replicas).map(rows)
-    batches = _load(elements, _train_loader(config, source), per_replica_batch_size, on_bad)
-
-    def augmented(images, labels, good, indices, positions):
-        del good, indices
-        return augment_batch(images, labels, positions, config)
-
-    batches = batches.map(augmented, num_parallel_calls=tf.data.AUTOTUNE)
-    return _with_options(batches.prefetch(tf.data.AUTOTUNE))
+    numbers = tf.data.Dataset.counter(start_step * local_replicas * groups)
+    return _batches(numbers, group, groups)
 
 
 def eval_dataset(
@@ -71,69 +74,74 @@ def eval_dataset(
     first_replica = context.input_pipeline_id * local_replicas
     num_steps = eval_steps(config, source, context.num_replicas_in_sync)
 
-    def rows(element: tf.Tensor):
+    size = _group_size(batch_size)
+    groups = batch_size // size
+    load = _load(_eval_loader(config, source), on_bad)
+
+    def group(number: tf.Tensor):
+        element, place = number // groups, number % groups
         step, replica = element // local_replicas, first_replica + element % local_replicas
-        start = (step * context.num_replicas_in_sync + replica) * batch_size
-        positions = start + tf.range(batch_size, dtype=tf.int64)
-        return tf.minimum(positions, len(source) - 1), positions
-
-    elements = tf.data.Dataset.range(num_steps * local_replicas).map(rows)
-    batches = _load(elements, _eval_loader(config, source), batch_size, on_bad)
-
-    def weighted(images, labels, good, indices, positions):
-        del indices
+        start = (step * context.num_replicas_in_sync + replica) * batch_size + place * size
+        positions = start + tf.range(size, dtype=tf.int64)
+        images, labels, good = load(tf.minimum(positions, len(source) - 1), positions)
         return images, labels, tf.cast(good & (positions < len(source)), tf.float32)
 
-    return _with_options(batches.map(weighted).prefetch(tf.data.AUTOTUNE))
+    return _batches(tf.data.Dataset.range(num_steps * local_replicas * groups), group, groups)
 
 
-def _load(elements: tf.data.Dataset, loader: Loader, batch_size: int, on_bad: OnBad | None):
-    """From batches of `(indices, positions)` to those of `(images, labels, good, indices,
-    positions)`, in the same order; images are uint8 of the model's size."""
-    config, source = loader.config, loader.source
+def _group_size(batch_size: int, even: bool = False) -> int:
+    """The largest part of a batch, of at most _GROUP_SIZE images, that all parts can have."""
+    sizes = range(min(_GROUP_SIZE, batch_size), 0, -1)
+    return next(n for n in sizes if batch_size % n == 0 and not (even and n % 2))
 
-    def fetch(indices: tf.Tensor, positions: tf.Tensor):
-        images, labels = loader.fetch(indices)
-        return images, labels, tf.ones_like(labels, tf.bool), indices, positions
 
-    def decode(image, label, good, index, position):
-        return loader.decode(image, position), label, good, index, position
+def _load(loader: Loader, on_bad: OnBad | None):
+    """A function of indices and positions, int64 `[n]`, to images, labels, and which of them are
+    the examples asked for: uint8 `[n, size, size, channels]`, int32 `[n]`, bool `[n]`."""
+    config, size = loader.config, loader.config.data.image_size
 
-    def load_or_replace(index: tf.Tensor, position: tf.Tensor):
-        return (*loader.load_or_replace(index, position, on_bad), index, position)
+    def load(indices: tf.Tensor, positions: tf.Tensor):
+        return *loader.load(indices, positions), tf.ones_like(indices, tf.bool)
 
-    def resized(images, *others):
-        return (resize(images, config.data.image_size), *others)
+    def load_each(indices: tf.Tensor, positions: tf.Tensor):
+        return tf.map_fn(
+            lambda pair: loader.load_or_replace(*pair, on_bad),
+            (indices, positions),
+            fn_output_signature=(
+                tf.TensorSpec([size, size, loader.source.channels], tf.uint8),
+                tf.TensorSpec([], tf.int32),
+                tf.TensorSpec([], tf.bool),
+            ),
+        )
 
-    in_parallel = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True}
-    if config.data.on_bad_example == "skip":
-        examples = elements.unbatch().map(load_or_replace, **in_parallel)
-        return examples.batch(batch_size, drop_remainder=True)
-    batches = elements.map(fetch, **in_parallel)
-    if source.image_shape is not None:
-        return batches.map(resized, **in_parallel)
-    # Images of any size are decoded one by one: a batch at a time, as many batches as there are
-    # cores would be in memory, half done.
-    return batches.unbatch().map(decode, **in_parallel).batch(batch_size, drop_remainder=True)
+    return load_each if config.data.on_bad_example == "skip" else load
+
+
+def _batches(numbers: tf.data.Dataset, group: Callable, groups: int) -> tf.data.Dataset:
+    """The groups of each number, `groups` of them an element."""
+
+    def joined(*columns: tf.Tensor):  # [groups, n, …] to [groups * n, …]
+        return tuple(
+            tf.reshape(column, [groups * column.shape[1], *column.shape[2:]]) for column in columns
+        )
+
+    elements = numbers.map(group, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    elements = elements.batch(groups, drop_remainder=True).map(joined)
+    return _with_options(elements.prefetch(tf.data.AUTOTUNE))
 
 
 def _train_loader(config: Config, source: Source) -> Loader:
-    def decode(image: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
-        if image.dtype != tf.string:
-            return resize(image, config.data.image_size)
-        return decode_train(image, position, config, source.channels)
-
-    return Loader(config, source, decode)
+    return Loader(
+        config,
+        source,
+        lambda image, position: decode_train(image, position, config, source.channels),
+    )
 
 
 def _eval_loader(config: Config, source: Source) -> Loader:
-    def decode(image: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
-        del position
-        if image.dtype != tf.string:
-            return resize(image, config.data.image_size)
-        return decode_eval(image, config, source.channels)
-
-    return Loader(config, source, decode)
+    return Loader(
+        config, source, lambda image, position: decode_eval(image, config, source.channels)
+    )
 
 
 def distribute(
@@ -163,7 +171,8 @@ def _positions(config: Config, step: int, num_steps: int) -> tf.Tensor:
 
 
 def first_bad_in_training(config: Config, source: Source, step: int, num_steps: int) -> str | None:
-    """Where the first bad example of these steps is, and what is wrong with it."""
+    """Where the first example of these steps is that cannot be read, nor replaced where that is
+    asked for, and what is wrong with it."""
     positions = _positions(config, step, num_steps)
     indices = epoch_indices(config, len(source), positions)
     return _train_loader(config, source).first_bad(indices.numpy(), positions.numpy())

@@ -4,8 +4,11 @@ A record is 8 bytes of length, little-endian, 4 of that length's checksum, the d
 data's checksum. An index is made once, by seeking from header to header, and kept beside the data.
 """
 
+import concurrent.futures
 import os
 import struct
+import uuid
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +17,9 @@ import numpy as np
 
 from trainer.errors import UserError
 
+INDEX = ".records.index.npz"  # its name, in the folder of the shards
 _HEADER, _FOOTER = 12, 4  # bytes
+_SCANS_AT_ONCE = 32  # most of the time they wait for a disk or a network
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"\x78\x01": "zlib", b"\x78\x9c": "zlib", b"\x78\xda": "zlib"}
 
 
@@ -31,13 +36,14 @@ class Shard(NamedTuple):
 def index_shards(paths: Sequence[str], kept_at: Path) -> list[Shard]:
     """The index of these files, read from `kept_at` where it is there and still true.
 
-    A file of another size or time than when it was indexed is indexed anew, and said so.
+    A file of another size or time than when it was indexed is indexed anew, and said so. What
+    `kept_at` knows of other files stays.
 
     Raises:
-        UserError: for a file that is missing, cannot be read, or is no TFRecord file.
+        UserError: for a file that is missing, cannot be read, or is compressed.
     """
     kept = _load(kept_at)
-    shards, changed = [], not kept
+    missing = []
     for path in paths:
         try:
             status = Path(path).stat()
@@ -45,18 +51,20 @@ def index_shards(paths: Sequence[str], kept_at: Path) -> list[Shard]:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from None
         shard = kept.get(Path(path).name)
         if shard and (shard.size, shard.modified) == (status.st_size, status.st_mtime_ns):
-            shards.append(shard._replace(path=path))
             continue
         if shard:
             print(f"{path}: has changed since it was indexed; indexing it again", flush=True)
-        shards.append(_scan(path))
-        changed = True
-    if changed:
-        save(shards, kept_at)
-    return shards
+        missing.append(path)
+    if missing:
+        print(f"indexing {len(missing)} TFRecord file(s) of {kept_at.parent}, once", flush=True)
+        with concurrent.futures.ThreadPoolExecutor(_SCANS_AT_ONCE) as pool:
+            for path, shard in zip(missing, pool.map(_scan, missing), strict=True):
+                kept[Path(path).name] = shard
+        _save(list(kept.values()), kept_at)
+    return [kept[Path(path).name]._replace(path=path) for path in paths]
 
 
-def save(shards: Sequence[Shard], kept_at: Path) -> None:
+def _save(shards: Sequence[Shard], kept_at: Path) -> None:
     """Writes an index; where it cannot, says so, and the next process makes it again."""
     arrays = {
         "names": np.array([Path(shard.path).name for shard in shards]),
@@ -66,12 +74,14 @@ def save(shards: Sequence[Shard], kept_at: Path) -> None:
         "modified": np.array([shard.modified for shard in shards], np.int64),
         "offsets": np.concatenate([shard.offsets for shard in shards]).astype(np.int64),
     }
-    temporary = kept_at.with_name(f"{kept_at.name}.{os.getpid()}.tmp")
+    # Several workers may write it at once, on several machines.
+    temporary = kept_at.with_name(f"{kept_at.name}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("wb") as file:
             np.savez(file, **arrays)
-        temporary.replace(kept_at)  # several workers may write it at once
+        temporary.replace(kept_at)
     except OSError as error:
+        temporary.unlink(missing_ok=True)
         print(f"{kept_at}: cannot be written ({error.strerror}); going on without", flush=True)
 
 
@@ -88,7 +98,7 @@ def _load(kept_at: Path) -> dict[str, Shard]:
                     arrays["names"], offsets, *columns, strict=True
                 )
             }
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return {}
 
 
@@ -108,15 +118,15 @@ def _record_offsets(path: str, file, size: int) -> tuple[np.ndarray, bool]:
     while position < size:
         file.seek(position)
         header = file.read(_HEADER)
-        if not offsets and header[:2] in _COMPRESSED:
-            raise UserError(
-                f"{path}: is compressed ({_COMPRESSED[header[:2]]}), and has no random access; "
-                f"write the records anew without compression"
-            )
-        if len(header) < _HEADER:
-            break
-        end = position + _HEADER + struct.unpack("<Q", header[:8])[0] + _FOOTER
-        if end > size:
+        end = position + _HEADER + _FOOTER
+        if len(header) == _HEADER:
+            end += struct.unpack("<Q", header[:8])[0]
+        if len(header) < _HEADER or end > size:
+            if not offsets and header[:2] in _COMPRESSED:
+                raise UserError(
+                    f"{path}: is compressed ({_COMPRESSED[header[:2]]}), and has no random access; "
+                    f"write the records anew without compression"
+                )
             break
         offsets.append(position)
         position = end

@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 import tensorflow as tf
@@ -42,6 +43,21 @@ class Source(Protocol):
             int32 `[n]`.
         """
         ...
+
+
+def local_folder(config: Config, data_dir: str) -> Path:
+    """`data.path` below `--data_dir`, or from the root.
+
+    Raises:
+        UserError: for an address: these files are listed and read as files.
+    """
+    for name, value in (("--data_dir", data_dir), ("data.path", config.data.path or "")):
+        if "://" in value:
+            raise UserError(
+                f"{name}={value}: data set {config.data.name!r} is read from a folder, and this is "
+                f"an address; mount it, or copy it to this machine"
+            )
+    return Path(data_dir).expanduser() / (config.data.path or "")
 
 
 # How many reads of one fetch wait for the disk or the network at once.

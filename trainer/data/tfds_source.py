@@ -6,7 +6,6 @@ download can take days and a terabyte, so it is a command of its own, named in t
 
 import fcntl
 import os
-import re
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from trainer.config import Config
-from trainer.data.record_index import index_shards
+from trainer.data.record_index import INDEX, index_shards
 from trainer.data.tfrecord import Records, RecordSource
 from trainer.errors import UserError
 
@@ -46,7 +45,12 @@ def open_source(config: Config, split: str, data_dir: str):
         and isinstance(features.get("label"), tfds.features.ClassLabel)
     ):
         raise UserError(f"data set {name!r}: has no features 'image' and 'label', needed to train")
-    shape = features["image"].shape
+    shape, dtype = features["image"].shape, features["image"].np_dtype
+    if shape[-1] not in (1, 3) or dtype != np.uint8:
+        raise UserError(
+            f"data set {name!r}: its images are {np.dtype(dtype).name} of {shape[-1]} channels, "
+            f"and this trainer takes uint8 of 1 or 3"
+        )
     if None not in shape and num_examples * int(np.prod(shape)) <= _IN_MEMORY_BYTES:
         return InMemorySource(builder, split)
     if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
@@ -109,8 +113,7 @@ def _tfrecord_source(builder: tfds.core.DatasetBuilder, split: str) -> RecordSou
     instructions = builder.info.splits[split].file_instructions
     folder = Path(builder.data_dir)
     paths = [str(folder / Path(i.filename).name) for i in instructions]
-    kept_at = folder / f".{re.sub(r'[^0-9A-Za-z]+', '_', split)}.index.npz"
-    shards = index_shards(paths, kept_at)
+    shards = index_shards(paths, folder / INDEX)
     for shard, instruction in zip(shards, instructions, strict=True):
         if len(shard.offsets) != instruction.examples_in_shard:
             raise UserError(

@@ -15,8 +15,8 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.config import Config
-from trainer.data.record_index import Shard, index_shards
-from trainer.data.source import read_each
+from trainer.data.record_index import INDEX, Shard, index_shards
+from trainer.data.source import local_folder, read_each
 from trainer.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -30,17 +30,29 @@ def open_source(config: Config, split: str, data_dir: str) -> "RecordSource":
         UserError: where a shard is missing, compressed, or cut; a cut one's whole records are taken
             where bad examples are skipped, and so are the shards that are there.
     """
-    folder = Path(data_dir).expanduser() / (config.data.path or "")
+    folder = local_folder(config, data_dir)
     skip = config.data.on_bad_example == "skip"
     paths = find_shards(folder, split, skip)
-    shards = index_shards(paths, folder / f".{split}.index.npz")
-    for shard in shards:
+    shards = index_shards(paths, folder / INDEX)
+    manifest = _manifest(folder)
+    written = manifest.get("splits", {}).get(split, {}).get("shards", [])
+    for number, shard in enumerate(shards):
         if shard.cut:
             _bad(f"{shard.path}: ends in the middle of record {len(shard.offsets)}", skip)
-    class_names = _class_names(folder) or tuple(map(str, range(config.model.num_classes)))
+        elif not len(shard.offsets):
+            _bad(f"{shard.path}: has no records", skip)
+        elif len(written) == len(shards) and shard.size != written[number]["bytes"]:
+            _bad(
+                f"{shard.path}: has {shard.size:,} bytes, and {MANIFEST} says "
+                f"{written[number]['bytes']:,}",
+                skip,
+            )
+    if not sum(len(shard.offsets) for shard in shards):
+        raise UserError(f"{folder}: split {split!r} has no records")
+    class_names = manifest.get("class_names") or range(config.model.num_classes)
     return RecordSource(
         Records(shards),
-        class_names,
+        tuple(map(str, class_names)),
         config.data.channels,
         config.data.image_field,
         config.data.label_field,
@@ -83,12 +95,15 @@ def _bad(problem: str, skip: bool) -> None:
     print(f"left out: {problem}", flush=True)
 
 
-def _class_names(folder: Path) -> tuple[str, ...]:
+def _manifest(folder: Path) -> dict[str, Any]:
+    """What `trainer.prepare` wrote, empty where it did not."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return tuple(map(str, manifest["class_names"]))
+        if isinstance(manifest["class_names"], list):
+            return manifest
+        raise TypeError("class_names is no list")
     except FileNotFoundError:
-        return ()
+        return {}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{folder / MANIFEST}: cannot be read ({type(error).__name__}: {error}); restore it, "
@@ -179,4 +194,6 @@ class RecordSource:
         }
         values: Any = tf.io.parse_example(self._records.fetch(indices), features)
         labels = values[self._label_field] - self._first_label
+        # What int32 does not hold stays outside the classes.
+        labels = tf.clip_by_value(labels, -1, tf.int32.max)
         return values[self._image_field], tf.cast(labels, tf.int32)
