@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -46,7 +47,11 @@ def python_of(environment: str) -> str:
 
 
 class Worker:
-    """A contender's process, ready to run; it speaks as benchmarks/peers/protocol.py says."""
+    """A contender's process, ready to run; it speaks as benchmarks/peers/protocol.py says.
+
+    Between its turns it is stopped, with all its children: an input would fill its buffers, at the
+    cost of who is measured then, and begin its next turn with them.
+    """
 
     def __init__(self, contender: Contender, arguments: Sequence[str]):
         self.contender = contender
@@ -64,14 +69,22 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
+            start_new_session=True,
         )
         self.ready = self._answer()
+        self._signal(signal.SIGSTOP)
 
     def ask(self, line: str) -> dict[str, Any]:
         assert self._process.stdin
+        self._signal(signal.SIGCONT)
         self._process.stdin.write(f"{line}\n")
         self._process.stdin.flush()
-        return self._answer()
+        answer = self._answer()
+        self._signal(signal.SIGSTOP)
+        return answer
+
+    def _signal(self, number: signal.Signals) -> None:
+        os.killpg(self._process.pid, number)
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout
@@ -82,6 +95,8 @@ class Worker:
         return json.loads(line)
 
     def close(self) -> None:
+        if self._process.poll() is None:
+            self._signal(signal.SIGCONT)
         self._process.communicate("quit\n")
         self._log.close()
 

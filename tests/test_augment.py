@@ -33,7 +33,7 @@ def config(**changes) -> Config:
 
 # --- each operation, against Pillow -----------------------------------------------------------
 
-TRANSFORM = {"resample": Image.BILINEAR, "fillcolor": (128,) * 3}
+TRANSFORM = {"resample": Image.NEAREST, "fillcolor": (128,) * 3}
 
 
 def affine(image: Image.Image, *matrix: float) -> Image.Image:
@@ -62,8 +62,8 @@ PAPERS = {
     "randaugment": {"enhance": 0.9, "rotate": 30, "shear": 0.3, "pixels": 0.45 * SIZE, "bits": 4},
     "trivialaugment": {"enhance": 0.99, "rotate": 135, "shear": 0.99, "pixels": 32, "bits": 6},
 }
-# Where pixels are interpolated, Pillow has its own arithmetic, and clamps at the edge.
-INTERPOLATED = ("rotate", "shear_x", "shear_y")
+# Pillow's coordinates have 16 bits behind the point: a pixel in a hundred comes from its neighbour.
+MOVED = ("rotate", "shear_x", "shear_y")
 
 
 @pytest.mark.parametrize("policy", PAPERS)
@@ -77,9 +77,8 @@ def test_operations_are_pillows(small_photos, name, level, policy):
             ours = augment.OPERATIONS[name](tf.constant(np.asarray(photo)), strength).numpy()
             expected = PILLOW[name](photo, level * sign, PAPERS[policy])
             error = np.abs(ours.astype(int) - np.asarray(expected, int))
-            if name in INTERPOLATED:
-                assert error.mean() < 1.0
-                assert np.quantile(error, 0.95) <= 2
+            if name in MOVED:
+                assert (error > 0).any(-1).mean() < 0.01
             else:
                 assert error.max() <= 1
 

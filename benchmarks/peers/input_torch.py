@@ -30,7 +30,7 @@ def random_resized_crop(image: Image.Image, size: int) -> Image.Image:
 
 def affine(image: Image.Image, *matrix: float) -> Image.Image:
     return image.transform(
-        image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=FILL
+        image.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST, fillcolor=FILL
     )
 
 
@@ -46,7 +46,7 @@ OPERATIONS = [
     lambda image, x: image,
     lambda image, x: ImageOps.autocontrast(image),
     lambda image, x: ImageOps.equalize(image),
-    lambda image, x: image.rotate(30 * x, Image.Resampling.BILINEAR, fillcolor=FILL),
+    lambda image, x: image.rotate(30 * x, Image.Resampling.NEAREST, fillcolor=FILL),
     lambda image, x: ImageOps.solarize(image, round(256 * (1 - abs(x)))),
     lambda image, x: ImageEnhance.Color(image).enhance(1 + 0.9 * x),
     lambda image, x: ImageOps.posterize(image, 8 - round(4 * abs(x))),

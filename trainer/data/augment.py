@@ -1,7 +1,8 @@
 """RandAugment (Cubuk et al. 2020) and TrivialAugment (Müller & Hutter 2021): operations on one
 uint8 image `[height, width, channels]`.
 
-Each operation is what Pillow's function of that name computes; affine ones interpolate bilinearly.
+Each operation is what Pillow's function of that name computes; what moves pixels takes the nearest,
+Pillow's default and that of the papers' code.
 Operations take a level in [0, 1], where 0 changes nothing, and a sign. Ranges are those of the
 papers; as in their later implementations, solarizing and posterizing grow with the level too, and
 enhancing goes both ways.
@@ -79,25 +80,44 @@ def _branch(operation, image: tf.Tensor, strength: Strength) -> Callable[[], tf.
 # --- colours ----------------------------------------------------------------------------------
 
 
-def blend(degenerate: tf.Tensor, image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+def blend(degenerate: tf.Tensor | float, image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     """`degenerate + factor * (image - degenerate)`, uint8, cut off as Pillow's `Image.blend`."""
-    degenerate, values = tf.cast(degenerate, tf.float32), tf.cast(image, tf.float32)
-    blended = degenerate + factor * (values - degenerate)
-    return tf.cast(tf.clip_by_value(blended, 0.0, 255.0), tf.uint8)
+    values = tf.cast(image, tf.float32)
+    return _to_bytes(degenerate + factor * (values - degenerate))
 
 
-def luminance(images: tf.Tensor) -> tf.Tensor:
-    """ITU-R 601-2 luma, rounded, float32 `[…, height, width, 1]`."""
-    values = tf.cast(images, tf.float32)
-    if images.shape[-1] == 1:
-        return values
-    weights = tf.constant([0.299, 0.587, 0.114])
-    return tf.floor(tf.reduce_sum(values * weights, axis=-1, keepdims=True) + 0.5)
+# ITU-R 601-2 luma.
+_LUMA = (0.299, 0.587, 0.114)
 
 
-def mean_luminance(images: tf.Tensor) -> tf.Tensor:
-    """Rounded, float32 `[…, 1, 1, 1]`."""
-    return tf.floor(tf.reduce_mean(luminance(images), axis=[-3, -2, -1], keepdims=True) + 0.5)
+def saturate(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    """Blends with the image in grey, `[height, width, channels]`."""
+    if image.shape[-1] == 1:
+        return image
+    # Blending and luma in one matrix: each color is factor * itself + (1 - factor) * luma.
+    luma = tf.tile(tf.constant(_LUMA)[:, None], [1, 3])
+    matrix = factor * tf.eye(3) + (1.0 - factor) * luma
+    return _to_bytes(tf.reshape(_colors(image) @ matrix, image.shape))
+
+
+def increase_contrast(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    """Blends with the mean of its luma, rounded, `[height, width, channels]`."""
+    colors = _colors(image)
+    means = tf.ones([1, colors.shape[0]]) @ colors / float(colors.shape[0])
+    weights = tf.constant(_LUMA) if image.shape[-1] == 3 else tf.ones(1)
+    mean = tf.floor(tf.reduce_sum(means * weights) + 0.5)
+    return blend(mean, image, factor)
+
+
+def _colors(image: tf.Tensor) -> tf.Tensor:
+    """float32 `[height * width, channels]`."""
+    height, width, channels = image.shape
+    return tf.reshape(tf.cast(image, tf.float32), [height * width, channels])
+
+
+def _to_bytes(values: tf.Tensor) -> tf.Tensor:
+    """Cut off, not rounded, as Pillow does."""
+    return tf.cast(tf.clip_by_value(values, 0.0, 255.0), tf.uint8)
 
 
 def _factor(strength: Strength) -> tf.Tensor:
@@ -105,26 +125,27 @@ def _factor(strength: Strength) -> tf.Tensor:
 
 
 def _brightness(image, strength):
-    return blend(tf.zeros_like(image), image, _factor(strength))
+    return blend(0.0, image, _factor(strength))
 
 
 def _color(image, strength):
-    return blend(luminance(image), image, _factor(strength))
+    return saturate(image, _factor(strength))
 
 
 def _contrast(image, strength):
-    return blend(mean_luminance(image), image, _factor(strength))
+    return increase_contrast(image, _factor(strength))
 
 
 def _sharpness(image, strength):
-    kernel = tf.constant([[1.0, 1.0, 1.0], [1.0, 5.0, 1.0], [1.0, 1.0, 1.0]]) / 13.0
-    channels = image.shape[-1]
-    filters = tf.tile(kernel[:, :, None, None], [1, 1, channels, 1])
-    values = tf.cast(image, tf.float32)[None]
-    smooth = tf.nn.depthwise_conv2d(values, filters, [1, 1, 1, 1], "VALID")[0]
-    # The outermost pixels have no neighbours on one side, and stay.
-    inner = tf.pad(tf.floor(smooth + 0.5), [[1, 1], [1, 1], [0, 0]], constant_values=-1.0)
-    return blend(tf.where(inner < 0, values[0], inner), image, _factor(strength))
+    """Blends with a smoother image, by the kernel [1 1 1; 1 5 1; 1 1 1] / 13."""
+    values = tf.cast(image, tf.float32)
+    rows = values[:-2] + values[1:-1] + values[2:]
+    box = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
+    inner = values[1:-1, 1:-1]
+    smooth = tf.floor((box + 4.0 * inner) / 13.0 + 0.5)
+    # The outermost pixels have no neighbours on one side, and stay: only the difference is padded.
+    difference = tf.pad(smooth - inner, [[1, 1], [1, 1], [0, 0]])
+    return _to_bytes(values + (1.0 - _factor(strength)) * difference)
 
 
 def _posterize(image, strength):
@@ -133,19 +154,22 @@ def _posterize(image, strength):
 
 
 def _solarize(image, strength):
-    threshold = 256.0 * (1.0 - strength.level)
-    return tf.where(tf.cast(image, tf.float32) >= threshold, 255 - image, image)
+    # No threshold is above 255: at level 0 none is inverted.
+    threshold = tf.cast(tf.minimum(tf.math.ceil(256.0 * (1.0 - strength.level)), 255.0), tf.uint8)
+    bright = tf.cast((image >= threshold) & (strength.level > 0), tf.uint8)
+    return tf.bitwise.bitwise_xor(image, 255 * bright)  # 255 - image, where it is bright
 
 
 def _autocontrast(image, strength):
     del strength
-    low = tf.cast(tf.reduce_min(image, axis=[0, 1]), tf.float32)
-    high = tf.cast(tf.reduce_max(image, axis=[0, 1]), tf.float32)
+    colors = tf.transpose(_colors(image))  # each channel's values lie together
+    low = tf.reduce_min(colors, axis=1, keepdims=True)
+    high = tf.reduce_max(colors, axis=1, keepdims=True)
     scale = tf.where(high > low, 255.0 / tf.maximum(high - low, 1.0), 1.0)
     offset = tf.where(high > low, -low * scale, 0.0)
-    stretched = tf.cast(image, tf.float32) * scale + offset
     # Rounding leaves whole numbers a little below themselves.
-    return tf.cast(tf.clip_by_value(stretched + 1e-3, 0.0, 255.0), tf.uint8)
+    stretched = _to_bytes(colors * scale + (offset + 1e-3))
+    return tf.reshape(tf.transpose(stretched), image.shape)
 
 
 def _equalize(image, strength):
@@ -169,27 +193,28 @@ def _equalize(image, strength):
 
 
 def _transform(image: tf.Tensor, matrix: tuple, fill: float) -> tf.Tensor:
-    """Where each pixel comes from: `x' = ax + by + c`, `y' = dx + ey + f`, in coordinates in which
-    a pixel's centre is at a half, as Pillow's `Image.transform` has them."""
-    a, b, c, d, e, f = (tf.convert_to_tensor(value, tf.float32) for value in matrix)
-    # TensorFlow's coordinates have a pixel's centre at a whole number.
-    c, f = c + (a + b - 1.0) / 2.0, f + (d + e - 1.0) / 2.0
-    moved = tf.raw_ops.ImageProjectiveTransformV3(
-        images=image[None],
-        transforms=tf.stack([a, b, c, d, e, f, 0.0, 0.0])[None],
-        output_shape=tf.shape(image)[:2],
-        interpolation="BILINEAR",
-        fill_mode="CONSTANT",
-        fill_value=fill,
-    )
-    return moved[0]
+    """Takes each pixel from `x' = ax + by + c`, `y' = dx + ey + f`, in coordinates in which a
+    pixel's centre is at a half, as Pillow's `Image.transform` has them; the nearest pixel.
+
+    As a gather of pixels: TensorFlow's ImageProjectiveTransform takes twice as long.
+    """
+    height, width, channels = image.shape
+    a, b, c, d, e, f = matrix
+    x = tf.range(width, dtype=tf.float32)[None, :] + 0.5
+    y = tf.range(height, dtype=tf.float32)[:, None] + 0.5
+    column = tf.cast(tf.floor(a * x + b * y + c), tf.int32)
+    row = tf.cast(tf.floor(d * x + e * y + f), tf.int32)
+    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    place = tf.where(inside, row * width + column, height * width)  # the last: what comes in
+    pixels = tf.reshape(image, [height * width, channels])
+    outside = tf.fill([1, channels], tf.constant(int(fill), tf.uint8))
+    return tf.gather(tf.concat([pixels, outside], axis=0), place)
 
 
 def _rotate(image, strength):
     angle = strength.sign * strength.level * (strength.ranges.rotate * math.pi / 180.0)
     cos, sin = tf.cos(angle), tf.sin(angle)
-    size = tf.cast(tf.shape(image), tf.float32)
-    y, x = size[0] / 2.0, size[1] / 2.0
+    y, x = image.shape[0] / 2.0, image.shape[1] / 2.0  # the centre
     matrix = (cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y)
     return _transform(image, matrix, strength.ranges.fill)
 
@@ -204,20 +229,24 @@ def _shear_y(image, strength):
     return _transform(image, (1.0, 0.0, 0.0, shear, 1.0, 0.0), strength.ranges.fill)
 
 
-def _translation(size: tf.Tensor, strength: Strength) -> tf.Tensor:
-    """In whole pixels."""
-    most = strength.ranges.translate * tf.cast(size, tf.float32) + strength.ranges.translate_pixels
-    return tf.round(strength.sign * strength.level * most)
+def _translate(image: tf.Tensor, axis: int, strength: Strength) -> tf.Tensor:
+    """By whole pixels."""
+    size, ranges = image.shape[axis], strength.ranges
+    distance = ranges.translate * size + ranges.translate_pixels
+    most = min(round(distance), size)
+    pixels = tf.round(strength.sign * strength.level * distance)
+    padding = [[most, most] if place == axis else [0, 0] for place in range(3)]
+    padded = tf.pad(image, padding, constant_values=int(ranges.fill))
+    start = tf.clip_by_value(tf.cast(pixels, tf.int32), -most, most) + most
+    return padded[start : start + size] if axis == 0 else padded[:, start : start + size]
 
 
 def _translate_x(image, strength):
-    pixels = _translation(tf.shape(image)[1], strength)
-    return _transform(image, (1.0, 0.0, pixels, 0.0, 1.0, 0.0), strength.ranges.fill)
+    return _translate(image, 1, strength)
 
 
 def _translate_y(image, strength):
-    pixels = _translation(tf.shape(image)[0], strength)
-    return _transform(image, (1.0, 0.0, 0.0, 0.0, 1.0, pixels), strength.ranges.fill)
+    return _translate(image, 0, strength)
 
 
 OPERATIONS: dict[str, Callable[[tf.Tensor, Strength], tf.Tensor]] = {

@@ -6,7 +6,7 @@ Every random choice is a function of the example's position (see order.py).
 import tensorflow as tf
 
 from trainer.config import Config
-from trainer.data.augment import augment, blend, draws, luminance, mean_luminance
+from trainer.data.augment import augment, blend, draws, increase_contrast, saturate
 from trainer.data.mix import mix
 from trainer.data.order import uniform
 
@@ -33,8 +33,7 @@ def augment_batch(
     if config.data.crop == "pad":
         images = _pad_and_crop(images, positions, config)
     if config.data.flip:
-        flip = uniform(positions, config.seed, _FLIP) < 0.5
-        images = tf.where(flip[:, None, None, None], tf.reverse(images, axis=[2]), images)
+        images = _flip(images, uniform(positions, config.seed, _FLIP) < 0.5)
     if config.augment.policy != "none":
         images = tf.map_fn(
             lambda pair: augment(*pair, config),
@@ -48,6 +47,18 @@ def augment_batch(
     if config.augment.mixes:
         return mix(images, labels, positions, config)
     return images, labels
+
+
+def _flip(images: tf.Tensor, flip: tf.Tensor) -> tf.Tensor:
+    """Some of the images mirrored; `flip` is bool `[n]`.
+
+    As rows of pixels and a choice of whole images, which TensorFlow copies; four axes and
+    `tf.where`, which it computes pixel by pixel, took 0.6 ms an image of 224 pixels.
+    """
+    count, height, width, channels = images.shape
+    rows = tf.reverse(tf.reshape(images, [count * height, width, channels]), axis=[1])
+    both = tf.concat([images, tf.reshape(rows, tf.shape(images))], axis=0)
+    return tf.gather(both, tf.range(count) + tf.where(flip, count, 0))
 
 
 def _pad_and_crop(images: tf.Tensor, positions: tf.Tensor, config: Config) -> tf.Tensor:
@@ -67,13 +78,20 @@ def _pad_and_crop(images: tf.Tensor, positions: tf.Tensor, config: Config) -> tf
 def _color_jitter(images: tf.Tensor, positions: tf.Tensor, config: Config) -> tf.Tensor:
     """Brightness, contrast, saturation: in this order, not in a random one as elsewhere."""
 
-    def factor(stream: int) -> tf.Tensor:
-        number = uniform(positions, config.seed, stream)[:, None, None, None]
-        return 1.0 + config.augment.color_jitter * (2.0 * number - 1.0)
+    def factors(stream: int) -> tf.Tensor:
+        numbers = uniform(positions, config.seed, stream)
+        return 1.0 + config.augment.color_jitter * (2.0 * numbers - 1.0)
 
-    images = blend(tf.zeros_like(images), images, factor(_BRIGHTNESS))
-    images = blend(mean_luminance(images), images, factor(_CONTRAST))
-    return blend(luminance(images), images, factor(_SATURATION))
+    def jitter(values):
+        image, brightness, contrast, saturation = values
+        image = blend(0.0, image, brightness)
+        return saturate(increase_contrast(image, contrast), saturation)
+
+    return tf.map_fn(
+        jitter,
+        (images, factors(_BRIGHTNESS), factors(_CONTRAST), factors(_SATURATION)),
+        fn_output_signature=tf.TensorSpec(images.shape[1:], tf.uint8),
+    )
 
 
 def _erase(images: tf.Tensor, positions: tf.Tensor, config: Config) -> tf.Tensor:
