@@ -61,12 +61,17 @@ def relative(a: np.ndarray, b: np.ndarray) -> float:
 class Poisoned:
     """A source of which one image is all white, for models that cannot bear that."""
 
+    in_graph = True
+
     def __init__(self, source, index: int):
         self.class_names, self.channels = source.class_names, source.channels
         self.image_shape, self._source, self._index = source.image_shape, source, index
 
     def __len__(self):
         return len(self._source)
+
+    def describe(self, index: int) -> str:
+        return self._source.describe(index)
 
     def fetch(self, indices):
         images, labels = self._source.fetch(indices)

@@ -202,7 +202,7 @@ def linear():
         state = TrainState(config, 1)
 
     def checkpoints(folder: Path, other: config_lib.Config = config) -> Checkpoints:
-        metadata = {"config": config_lib.to_dict(other)}
+        metadata = {"config": config_lib.to_dict(other), "class_names": [], "train_examples": 1}
         return Checkpoints(folder, state, metadata, 3, is_chief=True)
 
     return config, state, checkpoints

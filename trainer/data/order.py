@@ -101,8 +101,8 @@ def _key(seed: int, stream: int, number: tf.Tensor | int) -> tf.Tensor:
 
 
 def _by_number(numbers: tf.Tensor, function: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
-    """`function` of each of the numbers, which ascend with few gaps: computed once for each."""
-    first, last = numbers[0], numbers[-1]
+    """`function` of each of the numbers, which lie close together: computed once for each."""
+    first, last = tf.reduce_min(numbers), tf.reduce_max(numbers)
     values = tf.map_fn(function, tf.range(first, last + 1))
     return tf.gather(values, numbers - first)
 
@@ -113,7 +113,7 @@ def _permuted(
     """What the permutation of `range(size)` with this number has at each place.
 
     Args:
-        numbers: which permutation, int64 `[n]`, ascending.
+        numbers: which permutation, int64 `[n]`, close together.
         places: int64 `[n]`, in `[0, size)`.
         size: of the permutations: one for all, or int64 `[n]`.
     """
