@@ -368,6 +368,11 @@ def test_a_number_is_finite(path, text):
             "data.name=folder",
         ),
         (
+            ["data.name=folder", "data.eval_fraction=0.1", "data.eval_split=train"],
+            ["data.eval_split ('train')", "data.train_split", "data.eval_fraction (0.1)"],
+            "data.train_split=rest",
+        ),
+        (
             ["data.train_sizes=8,16"],
             ["data.train_sizes (8, 16)", "data.train_size_epochs ()", "data.image_size"],
             "data.train_size_epochs=0.1,0.2",

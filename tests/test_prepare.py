@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 from tests.photo_files import CLASSES, photo_config, write_photos
 from trainer.data.source import open_source
@@ -55,11 +57,11 @@ def test_the_fields_are_imagenets(folder, tmp_path):
     label = example["image/class/label"].int64_list.value[0]
     assert CLASSES[label] == Path(name).parent.name
     assert example["image/class/text"].bytes_list.value[0].decode() == CLASSES[label]
-    shape = [example[f"image/{k}"].int64_list.value[0] for k in ("height", "width", "channels")]
+    shape = [example[f"image/{k}"].int64_list.value[0] for k in ("height", "width")]
     image = tf.io.decode_image(
         example["image/encoded"].bytes_list.value[0], expand_animations=False
     )
-    assert shape == image.shape.as_list()
+    assert shape == image.shape.as_list()[:2]
 
 
 def test_one_root_is_split_as_training_splits_it(folder, tmp_path):
@@ -148,6 +150,43 @@ def test_a_full_disk_is_no_traceback(folder):
     if Path("/dev/full").exists():
         with pytest.raises(UserError, match=r"--out=/dev/full: cannot be written"):
             prepare(Request(folder, Path("/dev/full")))
+
+
+def test_what_could_not_be_read_is_read_again(photos, tmp_path):
+    """A mode changes neither the size nor the time of a file; nor does what a kill leaves of a
+    receipt make the next run stop."""
+    source, out = write_photos(tmp_path / "photos", photos, train=10, val=2), tmp_path / "out"
+    path = source / "train" / "china" / "000.jpg"
+    whole, status = path.read_bytes(), path.stat()
+    path.write_bytes(bytes(len(whole)))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(UserError, match="1 bad"):
+        prepare(Request(source, out))
+    assert (out / "bad_examples.txt").exists()
+    path.write_bytes(whole)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    (out / ".val-00000-of-00001.json").write_text('{"made_of"')
+    prepare(Request(source, out))
+    assert not (out / "bad_examples.txt").exists()
+    assert content(out, "train", "tfrecord") == content(source, "train", "folder")
+
+
+def test_what_training_refuses_is_bad(photos, tmp_path, capsys):
+    source = write_photos(tmp_path / "photos", photos, train=3, val=2)
+    Image.fromarray(photos[0]).quantize(64).save(source / "train" / "china" / "palette.bmp")
+    with pytest.raises(UserError, match="1 bad"):
+        prepare(Request(source, None))
+    assert "palette.bmp: " in capsys.readouterr().out
+
+
+def test_names_that_are_no_text(photos, tmp_path):
+    source = write_photos(tmp_path / "photos", photos, train=3, val=2)
+    for split in ("train", "val"):
+        folder = source / split / "china"
+        folder.rename(source / split / os.fsdecode(b"chin\xe9"))
+    prepare(Request(source, tmp_path / "out"))
+    found = open_source(photo_config(name="tfrecord"), "train", str(tmp_path / "out"))
+    assert found.class_names == (os.fsdecode(b"chin\xe9"), "flower")
 
 
 def test_verifying_alone_writes_nothing(folder, tmp_path, monkeypatch):

@@ -200,6 +200,12 @@ def test_the_split_has_the_share_that_was_asked_for():
     assert abs(share - 0.2) < 5 * np.sqrt(0.2 * 0.8 / 10_000)
 
 
+def test_a_fraction_that_leaves_nothing_is_said(folder):
+    config = photo_config(eval_fraction=1e-9, path="train")
+    message = refusal(config, "val", folder)
+    assert message.startswith("data.eval_fraction (1e-09): leaves split 'val' of ")
+
+
 def test_what_is_wrong_with_a_folder_is_said(folder, tmp_path):
     assert "there/train: cannot be listed (No such file or directory); images lie in" in refusal(
         photo_config(path="there"), "train", tmp_path
@@ -290,8 +296,9 @@ def test_class_names_come_from_the_manifest(tmp_path):
     assert open_source(record_config(), "train", str(tmp_path)).class_names == ("0", "1")
     (tmp_path / "manifest.json").write_text(json.dumps({"class_names": ["cat", "dog"]}))
     assert open_source(record_config(), "train", str(tmp_path)).class_names == ("cat", "dog")
-    (tmp_path / "manifest.json").write_text("{")
-    assert "manifest.json: cannot be read" in refusal(record_config(), "train", tmp_path)
+    for broken in ("{", "[]", "{}", '{"class_names": 3}', '{"class_names": [], "splits": null}'):
+        (tmp_path / "manifest.json").write_text(broken)
+        assert "manifest.json: cannot be read" in refusal(record_config(), "train", tmp_path)
 
 
 def test_the_index_is_kept_and_a_changed_shard_is_noticed(tmp_path, capsys, monkeypatch):

@@ -1,5 +1,6 @@
 """What all commands share: flags that answer in one line, and exit codes. No TensorFlow."""
 
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -42,6 +43,9 @@ def run(command: Callable[[], int], argv: Sequence[str] | None = None) -> None:
             print("stopped", file=sys.stderr)
             return EXIT_INTERRUPTED
 
+    for stream in (sys.stdout, sys.stderr):  # a file's name may be no text
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     app.run(main, argv=argv, flags_parser=_parse_flags)
 
 

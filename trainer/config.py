@@ -312,6 +312,11 @@ class Config(_Section):
                 f"data.eval_fraction ({data.eval_fraction}) is for data.name 'folder', not "
                 f"{data.name!r}"
             )
+        if data.eval_fraction is not None and data.train_split == data.eval_split:
+            raise UserError(
+                f"data.eval_split ({data.eval_split!r}) must differ from data.train_split, also "
+                f"where data.eval_fraction ({data.eval_fraction}) divides one folder"
+            )
         if len(data.train_sizes) != len(data.train_size_epochs):
             raise UserError(
                 f"data.train_sizes {data.train_sizes} and data.train_size_epochs "

@@ -46,6 +46,7 @@ _THREADS = flags.DEFINE_integer(
 _ON_BAD = flags.DEFINE_enum(
     "on_bad_example", "fail", ["fail", "skip"], "What follows images that cannot be decoded."
 )
+_BAD = "bad_examples.txt"
 _SHOWN = 20  # bad images named on the terminal
 
 
@@ -116,7 +117,8 @@ def prepare(request: Request) -> None:
     with _only_writer(out):
         if out:
             _refuse_other_shards(out, shards)
-            (out / MANIFEST).unlink(missing_ok=True)  # of what is about to change
+            for name in (MANIFEST, _BAD):  # of what is about to change
+                (out / name).unlink(missing_ok=True)
         receipts = _make_all(shards, request.threads)
         _finish(request, listings, problems, shards, receipts)
 
@@ -153,7 +155,7 @@ def _finish(
                     f"written; remove it, and run the same command again"
                 )
         manifest = _manifest(listings[request.splits[0]].class_names, receipts)
-        _write(out / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
+        _write(out / MANIFEST, json.dumps(manifest, indent=1))
         train_split, eval_split = request.splits
         print(
             f"{out / MANIFEST}: written; train with --data_dir={out} --set data.name=tfrecord "
@@ -252,16 +254,28 @@ def _make_all(shards: dict[str, list[Shard]], threads: int) -> dict[str, list[di
 def _make(shard: Shard, bar: tqdm) -> dict[str, Any]:
     """Makes a shard, unless it is there already, and returns its receipt."""
     made_of = _made_of(shard)
-    if shard.path is not None and shard.path.exists() and shard.receipt.exists():
-        receipt = json.loads(shard.receipt.read_text(encoding="utf-8"))
-        if receipt["made_of"] == made_of and receipt["bytes"] == shard.path.stat().st_size:
-            bar.update(len(shard.files))
-            return receipt
+    kept = _kept(shard)
+    if kept and kept.get("made_of") == made_of:
+        bar.update(len(shard.files))
+        return kept
     receipt = {"made_of": made_of, **_write_records(shard, bar)}
     if shard.path is not None:
         receipt |= {"bytes": shard.path.stat().st_size, "sha256": _sha256(shard.path)}
         _write(shard.receipt, json.dumps(receipt))
     return receipt
+
+
+def _kept(shard: Shard) -> dict[str, Any] | None:
+    """The receipt of a shard that is there, and holds all of its images: what could not be read
+    may be readable now."""
+    if shard.path is None:
+        return None
+    try:
+        receipt = json.loads(shard.receipt.read_text(encoding="utf-8"))
+        whole = receipt["bytes"] == shard.path.stat().st_size and not receipt["bad"]
+    except (OSError, ValueError, KeyError, TypeError):  # none, or one that a power cut damaged
+        return None
+    return receipt if whole else None
 
 
 def _made_of(shard: Shard) -> str:
@@ -281,6 +295,7 @@ def _write_records(shard: Shard, bar: tqdm) -> dict[str, Any]:
     import tensorflow as tf
 
     from trainer.data.examples import reason_of
+    from trainer.data.images import decode_whole
 
     bad: list[str] = []
     classes: collections.Counter[str] = collections.Counter()
@@ -289,7 +304,7 @@ def _write_records(shard: Shard, bar: tqdm) -> dict[str, Any]:
     for path, label in shard.files:
         try:
             encoded = Path(path).read_bytes()
-            shape = tf.io.decode_image(encoded, expand_animations=False).shape
+            height, width, _ = decode_whole(tf.constant(encoded)).shape
         except OSError as error:
             bad.append(f"{path}\t{error.strerror}")
         except tf.errors.OpError as error:
@@ -299,7 +314,7 @@ def _write_records(shard: Shard, bar: tqdm) -> dict[str, Any]:
             classes[name] += 1
             if writer:
                 relative = os.path.relpath(path, shard.root)
-                writer.write(_example(encoded, label, name, relative, shape))
+                writer.write(_example(encoded, label, name, relative, height, width))
         bar.update()
     if writer and temporary and shard.path:
         writer.close()
@@ -307,7 +322,9 @@ def _write_records(shard: Shard, bar: tqdm) -> dict[str, Any]:
     return {"examples": classes.total(), "classes": dict(classes), "bad": bad}
 
 
-def _example(encoded: bytes, label: int, name: str, relative: str, shape) -> bytes:
+def _example(
+    encoded: bytes, label: int, name: str, relative: str, height: int, width: int
+) -> bytes:
     """A `tf.train.Example` with the field names that ImageNet's have."""
     import tensorflow as tf
 
@@ -322,9 +339,8 @@ def _example(encoded: bytes, label: int, name: str, relative: str, shape) -> byt
         "image/class/label": number(label),
         "image/class/text": text(os.fsencode(name)),
         "image/filename": text(os.fsencode(relative)),
-        "image/height": number(shape[0]),
-        "image/width": number(shape[1]),
-        "image/channels": number(shape[2]),
+        "image/height": number(height),
+        "image/width": number(width),
     }
     return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(
         deterministic=True
@@ -342,8 +358,8 @@ def _tell(problems: Sequence[str], bad: Sequence[str], out: Path | None) -> None
     if len(bad) > _SHOWN:
         print(f"and {len(bad) - _SHOWN} more bad images")
     if bad and out:
-        _write(out / "bad_examples.txt", "".join(f"{line}\n" for line in bad))
-        print(f"all bad images: {out / 'bad_examples.txt'}")
+        _write(out / _BAD, "".join(f"{line}\n" for line in bad))
+        print(f"all bad images: {out / _BAD}")
 
 
 def _manifest(class_names: Sequence[str], receipts: dict[str, list[dict[str, Any]]]):

@@ -3,6 +3,7 @@
 """
 
 import zipfile
+import zlib
 
 import numpy as np
 import tensorflow as tf
@@ -10,6 +11,17 @@ import tensorflow as tf
 from trainer.config import Config
 from trainer.data.source import local_folder
 from trainer.errors import UserError
+
+# What numpy raises for what is no such file, or a damaged one.
+_ERRORS = (
+    OSError,
+    ValueError,
+    EOFError,
+    TypeError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def open_source(config: Config, split: str, data_dir: str) -> "ArraySource":
@@ -28,7 +40,7 @@ def open_source(config: Config, split: str, data_dir: str) -> "ArraySource":
                     f"{', '.join(sorted(arrays))}"
                 )
             images, labels = arrays[f"x_{split}"], arrays[f"y_{split}"]
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+    except _ERRORS as error:
         raise UserError(
             f"data.path={config.data.path}: {path} cannot be read as .npz "
             f"({type(error).__name__}: {error}); write it with numpy.savez"

@@ -28,7 +28,7 @@ _AROUND_MESSAGES = re.compile(r"\{\{.*?\}\} ?| ?\[Op:.*")
 
 def reason_of(error: tf.errors.OpError) -> str:
     """What TensorFlow says, in a line."""
-    return _AROUND_MESSAGES.sub("", " ".join(error.message.split()))[:300]
+    return _AROUND_MESSAGES.sub("", " ".join(error.message.split()))[:300].rstrip(". ")
 
 
 class Loader(NamedTuple):

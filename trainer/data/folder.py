@@ -81,6 +81,11 @@ def list_images(config: Config, split: str, root: Path) -> Listing:
                 split == data.eval_split
             ):
                 by_hash.append((digest, ImageFile(f"{folder}/{path}", labels[name])))
+    if not by_hash and data.eval_fraction is not None and any(_files(folder / c) for c in labels):
+        raise UserError(
+            f"data.eval_fraction ({data.eval_fraction}): leaves split {split!r} of {folder} "
+            f"without an image; try a fraction nearer to 0.5"
+        )
     if not by_hash:
         raise UserError(
             f"{folder}: has no images in folders of classes (CLASS/*{', *'.join(EXTENSIONS)})"

@@ -78,6 +78,7 @@ def _random_window(shape: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         seed=seed,
         aspect_ratio_range=(3 / 4, 4 / 3),
         area_range=(0.08, 1.0),
+        min_object_covered=0.0,  # else the whole image is the object, and a tenth the least
         max_attempts=10,
         use_image_if_no_bounding_boxes=True,
     )
@@ -103,6 +104,11 @@ def decode(encoded: tf.Tensor, choose_window: ChooseWindow, channels: int) -> tf
         tf.io.is_jpeg(encoded), jpeg, lambda: _decode_other(encoded, choose_window, channels)
     )
     return tf.ensure_shape(crop, [None, None, channels])
+
+
+def decode_whole(encoded: tf.Tensor) -> tf.Tensor:
+    """The whole image in colour, uint8 `[height, width, 3]`; an error where training has one."""
+    return decode(encoded, lambda shape: tf.stack([0, 0, shape[0], shape[1]]), 3)
 
 
 def _decode_other(encoded: tf.Tensor, choose_window: ChooseWindow, channels: int) -> tf.Tensor:

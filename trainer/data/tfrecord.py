@@ -34,25 +34,22 @@ def open_source(config: Config, split: str, data_dir: str) -> "RecordSource":
     skip = config.data.on_bad_example == "skip"
     paths = find_shards(folder, split, skip)
     shards = index_shards(paths, folder / INDEX)
-    manifest = _manifest(folder)
-    written = manifest.get("splits", {}).get(split, {}).get("shards", [])
+    class_names, written = _manifest(folder, split)
     for number, shard in enumerate(shards):
         if shard.cut:
             _bad(f"{shard.path}: ends in the middle of record {len(shard.offsets)}", skip)
         elif not len(shard.offsets):
             _bad(f"{shard.path}: has no records", skip)
-        elif len(written) == len(shards) and shard.size != written[number]["bytes"]:
+        elif len(written) == len(shards) and shard.size != written[number]:
             _bad(
-                f"{shard.path}: has {shard.size:,} bytes, and {MANIFEST} says "
-                f"{written[number]['bytes']:,}",
+                f"{shard.path}: has {shard.size:,} bytes, and {MANIFEST} says {written[number]:,}",
                 skip,
             )
     if not sum(len(shard.offsets) for shard in shards):
         raise UserError(f"{folder}: split {split!r} has no records")
-    class_names = manifest.get("class_names") or range(config.model.num_classes)
     return RecordSource(
         Records(shards),
-        tuple(map(str, class_names)),
+        class_names or tuple(map(str, range(config.model.num_classes))),
         config.data.channels,
         config.data.image_field,
         config.data.label_field,
@@ -95,16 +92,19 @@ def _bad(problem: str, skip: bool) -> None:
     print(f"left out: {problem}", flush=True)
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
-    """What `trainer.prepare` wrote, empty where it did not."""
+def _manifest(folder: Path, split: str) -> tuple[tuple[str, ...], list[int]]:
+    """What `trainer.prepare` wrote: the class names, and the bytes of each shard of the split;
+    empty where it did not."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if isinstance(manifest["class_names"], list):
-            return manifest
-        raise TypeError("class_names is no list")
+        shards = manifest.get("splits", {}).get(split, {}).get("shards", [])
+        sizes = [int(shard["bytes"]) for shard in shards]
+        if not isinstance(manifest["class_names"], list):
+            raise TypeError("class_names is no list")
+        return tuple(map(str, manifest["class_names"])), sizes
     except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return (), []
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{folder / MANIFEST}: cannot be read ({type(error).__name__}: {error}); restore it, "
             f"or remove it to have classes without names"
