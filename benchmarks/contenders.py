@@ -1,5 +1,6 @@
 """What is compared: processes, in environments of their own, that take turns."""
 
+import contextlib
 import json
 import os
 import signal
@@ -7,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import venv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from benchmarks.machine import ROOT, say
@@ -99,6 +100,22 @@ class Worker:
             self._signal(signal.SIGCONT)
         self._process.communicate("quit\n")
         self._log.close()
+
+
+@contextlib.contextmanager
+def started(
+    contenders: Mapping[str, Contender], arguments: Sequence[str]
+) -> Iterator[dict[str, Worker]]:
+    """A process for each, all ready; closed at the end, and where one does not start."""
+    workers: dict[str, Worker] = {}
+    try:
+        for name, contender in contenders.items():
+            say(f"starting {name}")
+            workers[name] = Worker(contender, arguments)
+        yield workers
+    finally:
+        for worker in workers.values():
+            worker.close()
 
 
 def take_turns(

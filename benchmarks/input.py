@@ -8,7 +8,6 @@ input alone: what random and block order lose where each read takes 20 ms, memor
 and the time to the first batch in the middle of an epoch of ImageNet's size.
 """
 
-import json
 import os
 import shlex
 import statistics
@@ -22,8 +21,16 @@ from typing import Any, NamedTuple
 
 from absl import app, flags
 
-from benchmarks.contenders import Contender, Worker, take_turns
-from benchmarks.machine import ROOT, hardware, markdown_table, say, verdict
+from benchmarks.contenders import Contender, started, take_turns
+from benchmarks.machine import (
+    ROOT,
+    hardware,
+    markdown_table,
+    say,
+    verdict,
+    versions_text,
+    write_report,
+)
 from benchmarks.peers.input_files import CLASSES
 
 
@@ -90,31 +97,25 @@ def write_files(root: Path, photos: Photos) -> None:
 
 def measure(
     root: Path, randaugment: bool, rounds: int, seconds: float
-) -> dict[str, list[dict[str, Any]]]:
-    """The measurements of each contender, in turns."""
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Mapping[str, str]]]:
+    """The measurements of each contender, in turns, and the versions of each environment."""
     arguments = [f"--data={root}", f"--batch={BATCH}", f"--image_size={IMAGE_SIZE}"]
     arguments += [f"--threads={_THREADS.value}"] + ["--randaugment"] * randaugment
-    workers: dict[str, Worker] = {}
-    try:
-        for name, contender in CONTENDERS.items():
-            if not (randaugment and name == "limit"):
-                say(f"starting {name}")
-                workers[name] = Worker(contender, arguments)
-                VERSIONS[contender.environment or "ours"] = workers[name].ready["versions"]
+    contenders = {
+        name: contender
+        for name, contender in CONTENDERS.items()
+        if not (randaugment and name == "limit")
+    }
+    with started(contenders, arguments) as workers:
         steps = {
             name: max(4, round(seconds / worker.ready["seconds_per_step"]))
             for name, worker in workers.items()
         }
-        runs = take_turns(workers, steps, rounds)
-        for name, worker in workers.items():
-            runs[name][0] |= worker.ask("memory")
-        return runs
-    finally:
-        for worker in workers.values():
-            worker.close()
-
-
-VERSIONS: dict[str, Mapping[str, str]] = {}
+        versions = {
+            contenders[name].environment or "ours": worker.ready["versions"]
+            for name, worker in workers.items()
+        }
+        return take_turns(workers, steps, rounds), versions
 
 
 def table(runs: Mapping[str, Sequence[dict[str, Any]]], goals: Mapping[str, float]) -> str:
@@ -170,6 +171,7 @@ def main(argv: Sequence[str]) -> None:
         f"{IMAGE_SIZE} pixels, flips; {FILES} files, in the page cache.",
     ]
     raw: dict[str, Any] = {"hardware": hardware(), "argv": sys.argv[1:]}
+    versions: dict[str, Mapping[str, str]] = {}
     for name in _PHOTOS.value:
         with tempfile.TemporaryDirectory() as folder:
             write_files(Path(folder), PHOTOS[name])
@@ -177,7 +179,8 @@ def main(argv: Sequence[str]) -> None:
                 kind = ", RandAugment" if randaugment else ""
                 say(f"{name}{kind}")
                 load = os.getloadavg()[0]
-                runs = measure(Path(folder), randaugment, _ROUNDS.value, _SECONDS.value)
+                runs, found = measure(Path(folder), randaugment, _ROUNDS.value, _SECONDS.value)
+                versions |= found
                 quality = PHOTOS[name].quality
                 size = f"{PHOTOS[name].width}x{PHOTOS[name].height}"
                 stored = "as shipped" if quality is None else f"JPEG quality {quality}"
@@ -188,7 +191,7 @@ def main(argv: Sequence[str]) -> None:
                     table(runs, goals),
                 ]
                 raw[f"{name}{kind}"] = runs
-                _write(document, raw)
+                write_report(document, versions, raw, _OUT.value, _JSON.value)
     for name in _OWN.value:
         say(OWN[name])
         output = subprocess.run(
@@ -199,22 +202,8 @@ def main(argv: Sequence[str]) -> None:
             text=True,
         ).stdout
         document += [f"## {OWN[name]}", output.partition(MEASURED)[2].strip()]
-        _write(document, raw)
-    print("\n\n".join(document))
-
-
-def _write(document: Sequence[str], raw: Mapping[str, Any]) -> None:
-    versions = [f"- {name}: {_versions(found)}" for name, found in VERSIONS.items()]
-    if _OUT.value:
-        text = "\n\n".join([*document, "## Versions", "\n".join(versions)])
-        Path(_OUT.value).write_text(f"{text}\n", encoding="utf-8")
-    if _JSON.value:
-        text = json.dumps({**raw, "versions": VERSIONS}, indent=1)
-        Path(_JSON.value).write_text(text, encoding="utf-8")
-
-
-def _versions(found: Mapping[str, str]) -> str:
-    return ", ".join(f"{package} {value}" for package, value in found.items())
+        write_report(document, versions, raw, _OUT.value, _JSON.value)
+    print("\n\n".join([*document, versions_text(versions)]))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """What benchmarks share: where they are, and on what."""
 
+import json
 import os
 import platform
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,3 +34,28 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def verdict(ratio: float, goal: float | None) -> str:
     """Of a ratio that is to be at least its goal."""
     return "" if goal is None else f"≥ {goal:g}: {'met' if ratio >= goal else 'missed'}"
+
+
+def versions_text(versions: Mapping[str, Mapping[str, str]]) -> str:
+    """Of each environment, the versions of its packages."""
+    lines = [
+        f"- {environment}: {', '.join(f'{name} {value}' for name, value in found.items())}"
+        for environment, found in versions.items()
+    ]
+    return "\n".join(["## Versions", "", *lines])
+
+
+def write_report(
+    document: Sequence[str],
+    versions: Mapping[str, Mapping[str, str]],
+    raw: Mapping[str, Any],
+    out: str | None,
+    json_out: str | None,
+) -> None:
+    """The paragraphs as Markdown to `out`, and all numbers to `json_out`, where they are given."""
+    if out:
+        text = "\n\n".join([*document, versions_text(versions)])
+        Path(out).write_text(f"{text}\n", encoding="utf-8")
+    if json_out:
+        text = json.dumps({**raw, "versions": versions}, indent=1)
+        Path(json_out).write_text(text, encoding="utf-8")

@@ -11,20 +11,25 @@ All of them see one batch that stays in memory: this measures the step, not the 
 normalised already; ours gets bytes and normalises them in the step, as in training.
 """
 
-import json
 import os
 import shlex
 import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from absl import app, flags
 
-from benchmarks.contenders import Contender, Worker, take_turns
-from benchmarks.machine import hardware, markdown_table, say, verdict
+from benchmarks.contenders import Contender, Worker, started, take_turns
+from benchmarks.machine import (
+    hardware,
+    markdown_table,
+    say,
+    verdict,
+    versions_text,
+    write_report,
+)
 
 
 class Case(NamedTuple):
@@ -105,12 +110,9 @@ def arguments(case: Case, threads: int) -> list[str]:
 
 def measure(names: Sequence[str], case: Case, rounds: int, seconds: float, threads: int):
     """The rows of contenders that take turns, and what `limit` says of the machine."""
-    workers: dict[str, Worker] = {}
     machine: dict[str, Any] = {}
-    try:
-        for name in names:
-            say(f"starting {name}")
-            workers[name] = Worker(CONTENDERS[name], arguments(case, threads))
+    contenders = {name: CONTENDERS[name] for name in names}
+    with started(contenders, arguments(case, threads)) as workers:
         check_parameters(workers)
         if "limit" in workers:
             machine = workers["limit"].ask("machine")
@@ -136,9 +138,6 @@ def measure(names: Sequence[str], case: Case, rounds: int, seconds: float, threa
                 )
             )
         return rows, machine
-    finally:
-        for worker in workers.values():
-            worker.close()
 
 
 def check_parameters(workers: Mapping[str, Worker]) -> None:
@@ -254,25 +253,10 @@ def main(argv: Sequence[str]) -> None:
             raw["cases"][case_name].append(
                 {"load": load, "machine": machine, "rows": [row._asdict() for row in rows]}
             )
-            write(document, versions, raw)  # after every group: an end half-way loses little
+            write_report(
+                document, versions, raw, _OUT.value, _JSON.value
+            )  # after every group: an end half-way loses little
     print("\n\n".join([*document, versions_text(versions)]))
-
-
-def versions_text(versions: Mapping[str, Mapping[str, str]]) -> str:
-    lines = [
-        f"- {environment}: {', '.join(f'{name} {value}' for name, value in found.items())}"
-        for environment, found in versions.items()
-    ]
-    return "\n".join(["## Versions", "", *lines])
-
-
-def write(document: Sequence[str], versions: Mapping, raw: Mapping) -> None:
-    if _OUT.value:
-        text = "\n\n".join([*document, versions_text(versions)])
-        Path(_OUT.value).write_text(f"{text}\n", encoding="utf-8")
-    if _JSON.value:
-        text = json.dumps({**raw, "versions": versions}, indent=1)
-        Path(_JSON.value).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

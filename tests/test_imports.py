@@ -31,7 +31,7 @@ ALLOWED = {
     "train": "errors stopwatch config run_folder losses optim models data state steps checkpoint "
     "summaries bad_examples strategy divergence",
     "main": "errors stopwatch config cli cluster run_folder strategy train",
-    "prepare": "errors config cli data",
+    "prepare": "errors config cli run_folder data",
 }
 WITHOUT_TENSORFLOW = ("errors", "stopwatch", "registries", "config", "cli", "cluster", "run_folder")
 

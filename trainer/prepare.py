@@ -28,6 +28,7 @@ from tqdm import tqdm
 from trainer import cli
 from trainer.config import Config, DataConfig
 from trainer.errors import EXIT_DONE, UserError
+from trainer.run_folder import write_atomically
 
 _FROM = flags.DEFINE_enum("from", "folder", ["folder"], "What there is.")
 _TO = flags.DEFINE_enum(
@@ -155,7 +156,7 @@ def _finish(
                     f"written; remove it, and run the same command again"
                 )
         manifest = _manifest(listings[request.splits[0]].class_names, receipts)
-        _write(out / MANIFEST, json.dumps(manifest, indent=1))
+        write_atomically(out / MANIFEST, json.dumps(manifest, indent=1))
         train_split, eval_split = request.splits
         print(
             f"{out / MANIFEST}: written; train with --data_dir={out} --set data.name=tfrecord "
@@ -261,7 +262,7 @@ def _make(shard: Shard, bar: tqdm) -> dict[str, Any]:
     receipt = {"made_of": made_of, **_write_records(shard, bar)}
     if shard.path is not None:
         receipt |= {"bytes": shard.path.stat().st_size, "sha256": _sha256(shard.path)}
-        _write(shard.receipt, json.dumps(receipt))
+        write_atomically(shard.receipt, json.dumps(receipt))
     return receipt
 
 
@@ -358,7 +359,7 @@ def _tell(problems: Sequence[str], bad: Sequence[str], out: Path | None) -> None
     if len(bad) > _SHOWN:
         print(f"and {len(bad) - _SHOWN} more bad images")
     if bad and out:
-        _write(out / _BAD, "".join(f"{line}\n" for line in bad))
+        write_atomically(out / _BAD, "".join(f"{line}\n" for line in bad), "surrogateescape")
         print(f"all bad images: {out / _BAD}")
 
 
@@ -377,12 +378,6 @@ def _manifest(class_names: Sequence[str], receipts: dict[str, list[dict[str, Any
             ],
         }
     return {"class_names": list(class_names), "splits": splits}
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
-    temporary.replace(path)
 
 
 if __name__ == "__main__":

@@ -114,8 +114,12 @@ class RunFolder:
         return self._done_file.read_text(encoding="utf-8").rstrip()
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """A reader, or the next process after a kill, sees the old text or the new one."""
+def write_atomically(path: Path, text: str, errors: str = "strict") -> None:
+    """A reader, or the next process after a kill, sees the old text or the new one.
+
+    Args:
+        errors: as of `open`: what follows where the text is none, as some file names are.
+    """
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8", errors=errors)
     os.replace(temporary, path)

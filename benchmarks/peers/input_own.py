@@ -55,7 +55,7 @@ class SlowStorage:
             with self._lock:
                 known = chunk in self._chunks
             if not known and self._latency_s:
-                time.sleep(self._latency_s)
+                time.sleep(self._latency_s)  # what is measured: the wait of a slow read
             with self._lock:
                 self._chunks[chunk] = None
                 self._chunks.move_to_end(chunk)

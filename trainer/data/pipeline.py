@@ -34,28 +34,17 @@ def train_dataset(
     `r` of all has the rows `r * per_replica_batch_size` and following of the global batch. Batches
     run across the ends of epochs: training never pads.
     """
-    global_batch_size = config.data.global_batch_size
-    per_replica_batch_size = global_batch_size // context.num_replicas_in_sync
-    local_replicas = context.num_replicas_in_sync // context.num_input_pipelines
-    first_replica = context.input_pipeline_id * local_replicas
-
-    # Mixing needs whole pairs.
-    size = _group_size(per_replica_batch_size, even=config.augment.mixes)
-    groups = per_replica_batch_size // size  # of an element
+    batch_size = config.data.global_batch_size // context.num_replicas_in_sync
     load = _load(_train_loader(config, source), on_bad)
 
-    def group(number: tf.Tensor):
-        element, place = number // groups, number % groups
-        step, replica = element // local_replicas, first_replica + element % local_replicas
-        start = step * global_batch_size + replica * per_replica_batch_size + place * size
-        positions = start + tf.range(size, dtype=tf.int64)
+    def group(positions: tf.Tensor):
         images, labels, _ = load(epoch_indices(config, len(source), positions), positions)
         return augment_batch(images, labels, positions, config)
 
+    size = _group_size(batch_size, even=config.augment.mixes)  # mixing needs whole pairs
     # Without an end: of one that has an end, all workers would ask each other at each step whether
     # they have reached it.
-    numbers = tf.data.Dataset.counter(start_step * local_replicas * groups)
-    return _batches(numbers, group, groups)
+    return _batches(group, size, batch_size, context, start_step, num_steps=None)
 
 
 def eval_dataset(
@@ -70,23 +59,14 @@ def eval_dataset(
     of a bad one that is skipped 0.0.
     """
     batch_size = _eval_rows(config, context.num_replicas_in_sync)
-    local_replicas = context.num_replicas_in_sync // context.num_input_pipelines
-    first_replica = context.input_pipeline_id * local_replicas
-    num_steps = eval_steps(config, source, context.num_replicas_in_sync)
-
-    size = _group_size(batch_size)
-    groups = batch_size // size
     load = _load(_eval_loader(config, source), on_bad)
 
-    def group(number: tf.Tensor):
-        element, place = number // groups, number % groups
-        step, replica = element // local_replicas, first_replica + element % local_replicas
-        start = (step * context.num_replicas_in_sync + replica) * batch_size + place * size
-        positions = start + tf.range(size, dtype=tf.int64)
+    def group(positions: tf.Tensor):
         images, labels, good = load(tf.minimum(positions, len(source) - 1), positions)
         return images, labels, tf.cast(good & (positions < len(source)), tf.float32)
 
-    return _batches(tf.data.Dataset.range(num_steps * local_replicas * groups), group, groups)
+    num_steps = eval_steps(config, source, context.num_replicas_in_sync)
+    return _batches(group, _group_size(batch_size), batch_size, context, 0, num_steps)
 
 
 def _group_size(batch_size: int, even: bool = False) -> int:
@@ -117,15 +97,41 @@ def _load(loader: Loader, on_bad: OnBad | None):
     return load_each if config.data.on_bad_example == "skip" else load
 
 
-def _batches(numbers: tf.data.Dataset, group: Callable, groups: int) -> tf.data.Dataset:
-    """The groups of each number, `groups` of them an element."""
+def _batches(
+    group: Callable[[tf.Tensor], tuple[tf.Tensor, ...]],
+    group_size: int,
+    batch_size: int,
+    context: tf.distribute.InputContext,
+    start_step: int,
+    num_steps: int | None,
+) -> tf.data.Dataset:
+    """The batches of one worker from `start_step` on, one for each of its replicas in turn.
+
+    Args:
+        group: what becomes of the positions of a group, int64 `[group_size]`: columns `[n, …]`.
+        batch_size: of a replica; `group_size` divides it.
+        num_steps: None for no end.
+    """
+    groups = batch_size // group_size
+    local_replicas = context.num_replicas_in_sync // context.num_input_pipelines
+    first_replica = context.input_pipeline_id * local_replicas
+    groups_per_step = local_replicas * groups
+
+    def load(number: tf.Tensor):
+        batch, place = number // groups, number % groups
+        step, replica = batch // local_replicas, first_replica + batch % local_replicas
+        rows = (step * context.num_replicas_in_sync + replica) * batch_size
+        return group(rows + place * group_size + tf.range(group_size, dtype=tf.int64))
 
     def joined(*columns: tf.Tensor):  # [groups, n, …] to [groups * n, …]
         return tuple(
             tf.reshape(column, [groups * column.shape[1], *column.shape[2:]]) for column in columns
         )
 
-    elements = numbers.map(group, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    numbers = tf.data.Dataset.counter(start_step * groups_per_step)
+    if num_steps is not None:
+        numbers = numbers.take(num_steps * groups_per_step)
+    elements = numbers.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     elements = elements.batch(groups, drop_remainder=True).map(joined)
     return _with_options(elements.prefetch(tf.data.AUTOTUNE))
 
