@@ -19,7 +19,7 @@ from trainer.data.tfds_source import open_source as open_tfds
 from trainer.models import MODELS
 
 # A new model is one file and one line: these are.
-MODELS.update(dict.fromkeys(small_models.NAMES, "tests.small_models"))
+MODELS.update(dict.fromkeys(small_models.MODELS, "tests.small_models"))
 
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4

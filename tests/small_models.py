@@ -1,21 +1,20 @@
 """Small models, for tests that would say no more of a large one, registered by conftest.py."""
 
+from collections.abc import Callable
+
 import tensorflow as tf
 import tf_keras
 from tf_keras import layers
 
 from trainer.config import Config
-from trainer.models.resnet import BasicBlock, ResNet
+from trainer.models import mobilenet, resnet, vgg, wide_resnet
+
+SETTINGS = ("blur_pool", "stochastic_depth", "dropout")
 
 
 def linear(config: Config) -> tf_keras.Model:
     """Softmax regression: no batch norm."""
     return tf_keras.Sequential([layers.Flatten(), layers.Dense(config.model.num_classes)])
-
-
-def resnet8(config: Config) -> ResNet:
-    """ResNet-20's stem and stages, of one block each."""
-    return ResNet(config, BasicBlock, (16, 32, 64), (1, 1, 1), imagenet_stem=False, name="resnet8")
 
 
 def convnet(config: Config) -> tf_keras.Model:
@@ -94,4 +93,50 @@ def hungry(config: Config) -> Hungry:
     return Hungry(config.model.num_classes)
 
 
-NAMES = ("linear", "resnet8", "convnet", "fragile", "overflowing", "hungry")
+def _resnet(**settings) -> Callable[[Config], resnet.ResNet]:
+    """One block a stage, narrow."""
+    variant = resnet.Variant(
+        **({"bottleneck": True, "depths": (1, 1), "widths": (16, 32)} | settings)
+    )
+    return lambda config: resnet.ResNet(config, variant, config.model.name)
+
+
+def _mobilenet(name: str, stages: slice) -> Callable[[Config], mobilenet.MobileNet]:
+    whole = mobilenet.VARIANTS[name]
+    variant = whole._replace(stages=whole.stages[stages], last=32, features=min(whole.features, 32))
+    return lambda config: mobilenet.MobileNet(config, variant, config.model.name)
+
+
+_D = {"stem": "deep", "pool_shortcut": True}
+# One of each family and of each kind of block.
+FAMILIES: dict[str, Callable[[Config], tf_keras.Model]] = {
+    "tiny_resnet": _resnet(bottleneck=False),
+    "tiny_bottleneck": _resnet(),
+    "tiny_v1": _resnet(stride_first=True),
+    "tiny_d": _resnet(**_D),
+    "tiny_se": _resnet(squeeze_excite=1 / 4),
+    "tiny_rs": _resnet(**_D | {"stem": "deep_conv", "squeeze_excite": 0.25}),
+    "tiny_resnext": _resnet(groups=4, group_width=16),
+    "tiny_wide": _resnet(group_width=128),
+    "tiny_cifar": _resnet(bottleneck=False, stem="cifar"),
+    "tiny_wrn": lambda config: wide_resnet.WideResNet(config, 10, 1, config.model.name),
+    "tiny_vgg": lambda config: vgg.VGG(
+        config, (1, 1, 1, 1, 1), config.model.name, (8, 8, 16, 16, 16), features=32
+    ),
+    "tiny_mobilenetv2": _mobilenet("mobilenetv2_050", slice(0, 3)),
+    "tiny_mobilenetv3": _mobilenet("mobilenetv3_small_100", slice(0, 3)),
+}
+
+MODELS: dict[str, Callable[[Config], tf_keras.Model]] = {
+    "linear": linear,
+    "resnet8": _resnet(bottleneck=False, depths=(1, 1, 1), widths=(16, 32, 64), stem="cifar"),
+    "convnet": convnet,
+    "fragile": fragile,
+    "overflowing": overflowing,
+    "hungry": hungry,
+    **FAMILIES,
+}
+
+
+def build(config: Config) -> tf_keras.Model:
+    return MODELS[config.model.name](config)

@@ -112,7 +112,7 @@ def play(case: Case, source, strategy: tf.distribute.Strategy) -> dict[str, np.n
 
 def main() -> None:
     cases, folder, data_dir = sys.argv[1:]
-    MODELS.update(dict.fromkeys(small_models.NAMES, "tests.small_models"))
+    MODELS.update(dict.fromkeys(small_models.MODELS, "tests.small_models"))
     cluster = tf_config_cluster()
     assert cluster is not None
     strategy = tf.distribute.MultiWorkerMirroredStrategy()

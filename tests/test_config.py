@@ -278,6 +278,8 @@ RANGES: dict[str, tuple[list[str], list[str]]] = {
     "checkpoint_every_s": (["-1"], ["0"]),
     "keep_checkpoints": (["0"], ["1"]),
     "model.num_classes": (["1"], ["2"]),
+    "model.stochastic_depth": (["-0.1", "1"], ["0", "0.99"]),
+    "model.dropout": (["-0.1", "1"], ["0", "0.99"]),
     "model.batch_norm_momentum": (["-0.1", "1"], ["0", "0.999"]),
     "model.batch_norm_epsilon": (["0"], ["1e-9"]),
     "data.eval_fraction": (["0", "1"], []),
@@ -309,6 +311,7 @@ RANGES: dict[str, tuple[list[str], list[str]]] = {
     "optimizer.warmup_epochs": (["-1"], ["0", "1"]),
     "optimizer.milestones": (["2,1", "1,1"], ["()"]),
     "optimizer.milestone_factor": (["0"], ["0.01"]),
+    "optimizer.stage_rates": (["0,1", "-1"], ["()", "0.1,1"]),
 }
 
 
@@ -464,6 +467,12 @@ OTHER_VALUES: dict[str, tuple[typing.Any, bool]] = {
     "model.name": ("resnet32", True),
     "model.num_classes": (11, True),
     "model.zero_init_residual": (False, True),
+    "model.blur_pool": (True, True),
+    "model.stochastic_depth": (0.1, True),
+    "model.dropout": (0.1, True),
+    "model.weights": ("resnet50.safetensors", True),
+    "model.freeze": ("stage2", True),
+    "model.batch_norm_inference": (True, True),
     "model.batch_norm_momentum": (0.99, True),
     "model.batch_norm_epsilon": (1e-3, True),
     "data.name": ("cifar10", True),
@@ -511,6 +520,7 @@ OTHER_VALUES: dict[str, tuple[typing.Any, bool]] = {
     "optimizer.warmup_epochs": (1.0, True),
     "optimizer.milestones": ((1.0,), True),
     "optimizer.milestone_factor": (0.5, True),
+    "optimizer.stage_rates": ((0.1, 1.0), True),
 }
 
 

@@ -12,7 +12,7 @@ from trainer import config as config_lib
 from trainer.config import Config, ModelConfig
 from trainer.models.build import build_model
 from trainer.models.norm import BatchNorm
-from trainer.models.resnet import BasicBlock, Bottleneck
+from trainer.models.resnet import Block, Variant
 
 
 def _config(name="resnet20", classes=10, size=32, **changes) -> Config:
@@ -74,15 +74,16 @@ def test_shortcuts_project_exactly_where_the_shape_changes(name):
         assert values == [first_changes or stage > 0] + [False] * (len(values) - 1)
 
 
-@pytest.mark.parametrize(
-    ("block_type", "stride"), [(BasicBlock, 1), (BasicBlock, 2), (Bottleneck, 2)]
-)
-def test_a_block_is_equations_1_and_2_of_the_paper(block_type, stride):
+BASIC, BOTTLENECK = (Variant(bottleneck, depths=()) for bottleneck in (False, True))
+
+
+@pytest.mark.parametrize(("variant", "stride"), [(BASIC, 1), (BASIC, 2), (BOTTLENECK, 2)])
+def test_a_block_is_equations_1_and_2_of_the_paper(variant, stride):
     tf_keras.mixed_precision.set_global_policy("float32")
     config = dataclasses.replace(
         _config(), model=ModelConfig(zero_init_residual=False, batch_norm_epsilon=1e-3)
     )
-    block = block_type(config, 16, stride)
+    block = Block(config, variant, 16, stride)
     x = tf.random.stateless_normal([2, 9, 9, 16], [1, 2])
     block(x)
     for index, variable in enumerate(block.variables):
@@ -97,7 +98,7 @@ def test_a_block_is_equations_1_and_2_of_the_paper(block_type, stride):
         return (x - mean) / tf.sqrt(variance + 1e-3) * gamma + beta
 
     layers = block.residual
-    if block_type is BasicBlock:
+    if variant is BASIC:
         residual = tf.nn.relu(conv_norm(layers[0], x, stride, 1))
         residual = conv_norm(layers[1], residual, 1, 1)
     else:
@@ -112,9 +113,9 @@ def test_a_block_is_equations_1_and_2_of_the_paper(block_type, stride):
 def test_zero_init_makes_a_new_block_the_identity():
     tf_keras.mixed_precision.set_global_policy("float32")
     x = tf.nn.relu(tf.random.stateless_normal([2, 8, 8, 16], [1, 2]))
-    np.testing.assert_array_equal(BasicBlock(_config(), 16, 1)(x), x)
+    np.testing.assert_array_equal(Block(_config(), BASIC, 16, 1)(x), x)
     ones = dataclasses.replace(_config(), model=ModelConfig(zero_init_residual=False))
-    assert np.abs(BasicBlock(ones, 16, 1)(x) - x).max() > 0.1
+    assert np.abs(Block(ones, BASIC, 16, 1)(x) - x).max() > 0.1
 
 
 def test_convolutions_start_he_normal_fan_out():

@@ -69,19 +69,40 @@ def _ascend(epochs: tuple[float, ...]) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(_Section):
-    """Which network. `zero_init_residual`: the last batch norm scale of each block starts at 0,
-    so that a block starts as the identity (Goyal et al. 2017, section 5.1)."""
+    """Which network, and what it starts from.
+
+    `zero_init_residual`: the last batch norm scale of each block starts at 0, so that a block
+    starts as the identity (Goyal et al. 2017, section 5.1). `blur_pool`: what shrinks the image is
+    blurred (Zhang 2019). `stochastic_depth`: the probability that training leaves the last block's
+    residual out, falling to 0 towards the first (Huang et al. 2016). `dropout`: of what the
+    classifier reads; in wide residual networks, between a block's convolutions. Families that lack
+    a setting refuse it.
+
+    `weights`: a file of a model's weights, `.safetensors` or `.pth`, of timm, torchvision or
+    `trainer.export`; or a run's folder, or one of its checkpoints. The head starts anew where the
+    classes differ. `freeze`: the last of the stages that are not trained, as `stage2`; `stem` for
+    the stem alone. `batch_norm_inference`: batch norm normalises by its moving statistics in
+    training too, and leaves them as they are.
+    """
 
     PATH: ClassVar[str] = "model."
     name: str = "resnet20"
     num_classes: int = 10
     zero_init_residual: bool = True
+    blur_pool: bool = False
+    stochastic_depth: float = 0.0
+    dropout: float = 0.0
+    weights: str | None = None
+    freeze: str | None = None
+    batch_norm_inference: bool = False
     batch_norm_momentum: float = 0.9
     batch_norm_epsilon: float = 1e-5
 
     def _check_ranges(self) -> None:
         self._require_name("name", MODELS, "model")
         self._require(self.num_classes >= 2, "num_classes", "at least 2")
+        self._require(0 <= self.stochastic_depth < 1, "stochastic_depth", "in [0, 1)")
+        self._require(0 <= self.dropout < 1, "dropout", "in [0, 1)")
         self._require(0 <= self.batch_norm_momentum < 1, "batch_norm_momentum", "in [0, 1)")
         self._require(self.batch_norm_epsilon > 0, "batch_norm_epsilon", "above 0")
 
@@ -204,6 +225,8 @@ class OptimizerConfig(_Section):
 
     `weight_decay` never touches batch norm and biases. For `sgd`, `decoupled_weight_decay`
     chooses between SGDW (Loshchilov & Hutter 2019) and L2 in the gradient; `adamw` is decoupled.
+    `stage_rates` multiply the learning rate of each stage of the model, from its stem to its head,
+    for fine-tuning: `python -m trainer.inspect` lists the stages.
     """
 
     PATH: ClassVar[str] = "optimizer."
@@ -220,6 +243,7 @@ class OptimizerConfig(_Section):
     warmup_epochs: float = 0.0
     milestones: tuple[float, ...] = ()
     milestone_factor: float = 0.1
+    stage_rates: tuple[float, ...] = ()
 
     def _check_ranges(self) -> None:
         self._require(self.learning_rate > 0, "learning_rate", "above 0")
@@ -231,6 +255,7 @@ class OptimizerConfig(_Section):
         self._require(self.warmup_epochs >= 0, "warmup_epochs", "at least 0")
         self._require(_ascend(self.milestones), "milestones", "above 0 and increasing")
         self._require(self.milestone_factor > 0, "milestone_factor", "above 0")
+        self._require(all(rate > 0 for rate in self.stage_rates), "stage_rates", "above 0 each")
 
 
 @dataclasses.dataclass(frozen=True)

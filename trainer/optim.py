@@ -22,11 +22,18 @@ class Optimizer(tf.Module):
     Args:
         config: the `optimizer` section.
         variables: the trainable variables, in the order that gradients come in.
+        rate_factors: what the learning rate of each is multiplied by.
     """
 
-    def __init__(self, config: OptimizerConfig, variables: Sequence[tf.Variable]):
+    def __init__(
+        self,
+        config: OptimizerConfig,
+        variables: Sequence[tf.Variable],
+        rate_factors: Sequence[float],
+    ):
         super().__init__()
         self.config = config
+        self._rate_factors = list(rate_factors)
         # Only kernels decay: they alone have more than one axis. Decaying batch norm's scales and
         # biases costs accuracy (Goyal et al. 2017, section 5.3; He et al. 2018, section 3.1).
         self._decay = [config.weight_decay if v.shape.rank > 1 else 0.0 for v in variables]
@@ -62,22 +69,23 @@ class SGD(Optimizer):
     with the learning rate as its schedule multiplier).
     """
 
-    def __init__(self, config: OptimizerConfig, variables: Sequence[tf.Variable]):
-        super().__init__(config, variables)
+    def __init__(self, config, variables, rate_factors):
+        super().__init__(config, variables, rate_factors)
         self.momenta = self._slots("momentum", variables)
 
     def apply(self, variables, gradients, learning_rate):
-        for variable, gradient, momentum, decay in zip(
-            variables, gradients, self.momenta, self._decay, strict=True
+        for variable, gradient, momentum, decay, factor in zip(
+            variables, gradients, self.momenta, self._decay, self._rate_factors, strict=True
         ):
+            rate = _times(learning_rate, factor)
             if decay and self.config.decoupled_weight_decay:
-                variable.assign_sub(learning_rate * decay * variable)
+                variable.assign_sub(rate * decay * variable)
             elif decay:
                 gradient = gradient + decay * variable  # noqa: PLW2901
             tf.raw_ops.ResourceApplyMomentum(  # the whole update in one kernel
                 var=variable.handle,
                 accum=momentum.handle,
-                lr=learning_rate,
+                lr=rate,
                 grad=gradient,
                 momentum=self.config.momentum,
                 use_nesterov=self.config.nesterov,
@@ -87,8 +95,8 @@ class SGD(Optimizer):
 class AdamW(Optimizer):
     """Adam, weight decay decoupled (Loshchilov & Hutter 2019, algorithm 2); `momentum` is β1."""
 
-    def __init__(self, config: OptimizerConfig, variables: Sequence[tf.Variable]):
-        super().__init__(config, variables)
+    def __init__(self, config, variables, rate_factors):
+        super().__init__(config, variables, rate_factors)
         self.means = self._slots("mean", variables)
         self.variances = self._slots("variance", variables)
         self.updates = tf.Variable(0.0, trainable=False, name="updates")
@@ -98,23 +106,45 @@ class AdamW(Optimizer):
         self.updates.assign_add(1.0)
         bias1 = 1.0 - tf.pow(beta1, self.updates)
         bias2 = 1.0 - tf.pow(beta2, self.updates)
-        for variable, gradient, mean, variance, decay in zip(
-            variables, gradients, self.means, self.variances, self._decay, strict=True
+        for variable, gradient, mean, variance, decay, factor in zip(
+            variables,
+            gradients,
+            self.means,
+            self.variances,
+            self._decay,
+            self._rate_factors,
+            strict=True,
         ):
+            rate = _times(learning_rate, factor)
             if decay:
-                variable.assign_sub(learning_rate * decay * variable)
+                variable.assign_sub(rate * decay * variable)
             mean.assign(beta1 * mean + (1.0 - beta1) * gradient)
             variance.assign(beta2 * variance + (1.0 - beta2) * tf.square(gradient))
             denominator = tf.sqrt(variance / bias2) + self.config.epsilon
-            variable.assign_sub(learning_rate * (mean / bias1) / denominator)
+            variable.assign_sub(rate * (mean / bias1) / denominator)
+
+
+def _times(rate: tf.Tensor, factor: float) -> tf.Tensor:
+    return rate if factor == 1 else rate * factor
 
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "adamw": AdamW}
 
 
-def make_optimizer(config: OptimizerConfig, variables: Sequence[tf.Variable]) -> Optimizer:
-    """The optimizer that the config names, with its slots at zero."""
-    return OPTIMIZERS[config.name](config, variables)
+def make_optimizer(
+    config: OptimizerConfig,
+    variables: Sequence[tf.Variable],
+    rate_factors: Sequence[float] | None = None,
+) -> Optimizer:
+    """The optimizer that the config names, with its slots at zero.
+
+    Args:
+        rate_factors: what the learning rate of each variable is multiplied by: 1 where there are
+            none.
+    """
+    if rate_factors is None:
+        rate_factors = [1.0] * len(variables)
+    return OPTIMIZERS[config.name](config, variables, rate_factors)
 
 
 def make_schedule(config: Config, steps_per_epoch: float, total_steps: int) -> Schedule:

@@ -5,6 +5,7 @@ import tf_keras
 
 from trainer.config import MAX_ROLLBACKS, Config
 from trainer.models.build import build_model
+from trainer.models.stages import learning_rate_factors
 from trainer.optim import Optimizer, make_optimizer
 
 
@@ -35,7 +36,11 @@ class TrainState(tf.Module):
         self.ema_model: tf_keras.Model | None = None
         if config.ema_decay is not None:
             self.ema_model = build_model(config, channels)  # the same seed: the same weights
-        self.optimizer: Optimizer = make_optimizer(config.optimizer, self.model.trainable_variables)
+        self.optimizer: Optimizer = make_optimizer(
+            config.optimizer,
+            self.model.trainable_variables,
+            learning_rate_factors(config, self.model),
+        )
         self.loss_scale: tf.Variable | None = None
         if config.precision == "mixed_float16":
             self.loss_scale = tf.Variable(config.initial_loss_scale, trainable=False)

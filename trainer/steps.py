@@ -20,6 +20,8 @@ import tf_keras
 
 from trainer.config import Config
 from trainer.losses import softmax_cross_entropy
+from trainer.models.randomness import examples
+from trainer.models.stages import moving_statistics
 from trainer.optim import Schedule
 from trainer.state import TrainState
 
@@ -82,12 +84,14 @@ def make_train_loop(
     num_replicas = strategy.num_replicas_in_sync
     global_batch_size = config.data.global_batch_size
     weights = state.model.trainable_variables
-    statistics = state.model.non_trainable_variables  # batch norm's moving means and variances
+    statistics = moving_statistics(state.model)
 
-    def forward_backward(images: tf.Tensor, labels: tf.Tensor):
-        """One micro-batch: its share of the global gradient, loss and accuracy."""
+    def forward_backward(step: tf.Tensor, first: tf.Tensor, images: tf.Tensor, labels: tf.Tensor):
+        """One micro-batch, of the rows from `first` on of the global batch of `step`: its share of
+        the global gradient, loss and accuracy."""
         with tf.GradientTape() as tape:
-            logits = state.model(normalize(images, config), training=True)
+            with examples(config.seed, step, first, global_batch_size):
+                logits = state.model(normalize(images, config), training=True)
             losses = softmax_cross_entropy(logits, labels, config.label_smoothing)
             loss = tf.reduce_sum(losses) / global_batch_size
             scaled = loss if state.loss_scale is None else loss * state.loss_scale
@@ -107,12 +111,15 @@ def make_train_loop(
         # A copy, since forward passes move the statistics and a bad step must leave no trace.
         statistics_before = [tf.identity(variable) for variable in statistics]
         totals: Any = None
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        micro_batch_size = images.shape[0] // config.accumulation_steps
         parts = (tf.split(batch, config.accumulation_steps) for batch in (images, labels))
-        for part in zip(*parts, strict=True):
+        for index, part in enumerate(zip(*parts, strict=True)):
+            first = tf.cast(replica * images.shape[0] + index * micro_batch_size, tf.int32)
             # One after the other: else the executor would start all of them, and hold the
             # activations of all at once.
             with tf.control_dependencies([] if totals is None else tf.nest.flatten(totals)):
-                values = forward_backward(*part)
+                values = forward_backward(step, first, *part)
             totals = values if totals is None else tf.nest.map_structure(tf.add, totals, values)
         gradients, loss, accuracy = totals
 

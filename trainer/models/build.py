@@ -1,11 +1,20 @@
 """Builds the model that a config names."""
 
 import importlib
+from types import ModuleType
 
 import tf_keras
 
 from trainer.config import Config
+from trainer.errors import UserError
 from trainer.models import MODELS
+from trainer.models.norm import BatchNorm
+from trainer.models.stages import freeze
+
+
+def family_of(config: Config) -> ModuleType:
+    """The file of the model that the config names."""
+    return importlib.import_module(MODELS[config.model.name])
 
 
 def build_model(config: Config, channels: int) -> tf_keras.Model:
@@ -13,10 +22,30 @@ def build_model(config: Config, channels: int) -> tf_keras.Model:
 
     Called under the strategy's scope, so that the variables are mirrored. The initial weights
     are a function of `config.seed` alone.
+
+    Raises:
+        UserError: for a setting that the model does not have.
     """
+    family = family_of(config)
+    _check_settings(config, getattr(family, "SETTINGS", ()))
     tf_keras.utils.set_random_seed(config.seed)
+    tf_keras.backend.reset_uids()  # layers without a name of their own: the same ones each time
     tf_keras.mixed_precision.set_global_policy(config.precision)
-    family = importlib.import_module(MODELS[config.model.name])
-    model = getattr(family, config.model.name)(config)
+    model = family.build(config)
     model.build((None, config.data.image_size, config.data.image_size, channels))
+    if config.model.freeze is not None:
+        freeze(model, config.model.freeze)
+    if config.model.batch_norm_inference:
+        for layer in model.submodules:
+            if isinstance(layer, BatchNorm):
+                layer.inference = True
     return model
+
+
+def _check_settings(config: Config, known: tuple[str, ...]) -> None:
+    for name in ("blur_pool", "stochastic_depth", "dropout"):
+        value = getattr(config.model, name)
+        if value and name not in known:
+            raise UserError(
+                f"model.{name} ({value}): {config.model.name} does not have it; leave it out"
+            )

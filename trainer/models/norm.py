@@ -16,6 +16,9 @@ class BatchNorm(tf_keras.layers.Layer):
     changes them; here they are ordinary mirrored variables: each replica writes its own copy,
     and the train step makes the copies equal where `synchronized` does not (see steps.py).
 
+    A layer that is frozen (`trainable = False`) or whose `inference` is set normalises in training
+    as in evaluation: by its moving statistics, which stay as they are.
+
     Args:
         synchronized: compute the batch's statistics over all replicas (one all-reduce forward
             and one backward), not over each replica's part.
@@ -35,6 +38,12 @@ class BatchNorm(tf_keras.layers.Layer):
         self.epsilon = epsilon
         self.synchronized = synchronized
         self.gamma_initializer = gamma_initializer
+        self.inference = False
+
+    @property
+    def updates_statistics(self) -> bool:
+        """Whether a forward pass in training moves the statistics."""
+        return self.trainable and not self.inference
 
     def build(self, input_shape):
         def weight(name: str, initializer: str, trainable: bool) -> tf.Variable:
@@ -55,7 +64,7 @@ class BatchNorm(tf_keras.layers.Layer):
         super().build(input_shape)
 
     def call(self, inputs, training=False):
-        if not training:
+        if not training or not self.updates_statistics:
             return self._fused(inputs, training=False)[0]
         context = tf.distribute.get_replica_context()
         if self.synchronized and context is not None and context.num_replicas_in_sync > 1:

@@ -1,269 +1,302 @@
-"""Residual networks (He et al. 2015, "Deep Residual Learning for Image Recognition").
+"""Residual networks (He et al. 2015, "Deep Residual Learning for Image Recognition") and what is
+one of them with other settings: see `Variant` and the table `VARIANTS`.
 
-Read it as the paper: a stem, stages of blocks, a classifier. ResNet-18 to -152 have the ImageNet
-stem and four stages (table 1; stride on the 3x3 of a bottleneck, "v1.5", as torchvision and
-NVIDIA train it); ResNet-20 to -110 have the CIFAR stem and three stages (section 4.2, with
-projection shortcuts, the paper's option B).
+Read it as the paper: a stem, stages of blocks, a classifier.
 """
 
+import dataclasses
+import re
 from collections.abc import Sequence
+from typing import Literal
 
 import tensorflow as tf
 import tf_keras
 from tf_keras import layers
 
 from trainer.config import Config
-from trainer.models.norm import BatchNorm
+from trainer.models.layers import (
+    BlurPool,
+    ConvNorm,
+    Dropout,
+    SqueezeExcite,
+    StochasticDepth,
+    classifier,
+    pad_evenly,
+)
+
+SETTINGS = ("zero_init_residual", "blur_pool", "stochastic_depth", "dropout")
 
 
-def _conv(filters: int, kernel_size: int, stride: int, name: str) -> layers.Conv2D:
-    """A convolution without bias (batch norm has one), padded by `(kernel_size - 1) / 2` a side.
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """What tells one residual network from another.
 
-    TensorFlow's "same" pads strided convolutions unevenly, by an amount that depends on the image
-    size; the paper's networks, and every published weight, pad evenly: pad before, then "valid".
+    Attributes:
+        bottleneck: blocks of 1x1, 3x3 and 1x1 convolutions, in place of two 3x3 ones (figure 5).
+        depths: blocks of each stage (table 1; section 4.2 for CIFAR: `depth = 6n + 2`).
+        widths: channels of each stage; a bottleneck ends with four times as many.
+        stem: `imagenet`, a 7x7 convolution of stride 2 and a max pool of stride 2, so that stages
+            see a quarter of the image; `deep`, three 3x3 convolutions in place of the 7x7 one
+            (He et al. 2018, "Bag of Tricks", ResNet-C); `deep_conv`, a convolution in place of the
+            pool as well (Bello et al. 2021, ResNet-RS); `cifar`, one 3x3 convolution that keeps
+            the image's size.
+        stride_first: a bottleneck shrinks the image in its first 1x1 convolution, as in the paper
+            ("v1"), not in the 3x3 one, as torchvision and NVIDIA train it ("v1.5").
+        pool_shortcut: shortcuts shrink the image by an average pool (Bag of Tricks, ResNet-D).
+        squeeze_excite: the ratio of squeezed channels, 0 for none (Hu et al. 2018).
+        groups, group_width: a bottleneck's 3x3 convolution in `groups` groups, each of
+            `group_width * width / 64` channels: ResNeXt's C x d (Xie et al. 2017, table 1); one
+            group of 128 is a wide ResNet (Zagoruyko & Komodakis 2016, table 8).
     """
-    return layers.Conv2D(
-        filters,
-        kernel_size,
-        stride,
-        padding="same" if stride == 1 else "valid",
-        use_bias=False,
-        # He et al. 2015b, equation 15, fan-out: keeps the gradient's variance through the layers.
-        kernel_initializer=tf_keras.initializers.VarianceScaling(
-            2.0, "fan_out", "untruncated_normal"
-        ),
-        name=name,
-    )
+
+    bottleneck: bool
+    depths: Sequence[int]
+    widths: Sequence[int] = (64, 128, 256, 512)
+    stem: Literal["imagenet", "deep", "deep_conv", "cifar"] = "imagenet"
+    stride_first: bool = False
+    pool_shortcut: bool = False
+    squeeze_excite: float = 0.0
+    groups: int = 1
+    group_width: int = 64
 
 
-def _pad(x: tf.Tensor, kernel_size: int, stride: int) -> tf.Tensor:
-    if stride == 1 or kernel_size == 1:
-        return x
-    side = (kernel_size - 1) // 2
-    return tf.pad(x, [[0, 0], [side, side], [side, side], [0, 0]])
+_BASIC = {18: Variant(False, (2, 2, 2, 2)), 34: Variant(False, (3, 4, 6, 3))}
+_DEEP = {
+    50: Variant(True, (3, 4, 6, 3)),
+    101: Variant(True, (3, 4, 23, 3)),
+    152: Variant(True, (3, 8, 36, 3)),
+}
+_IMAGENET = _BASIC | _DEEP
+_D = {"stem": "deep", "pool_shortcut": True}
+_RS = {"stem": "deep_conv", "pool_shortcut": True, "squeeze_excite": 0.25}
+_RS_DEPTHS = {  # Bello et al. 2021, table 9
+    **{depth: variant.depths for depth, variant in _DEEP.items()},
+    200: (3, 24, 36, 3),
+    270: (4, 29, 53, 4),
+    350: (4, 36, 72, 4),
+    420: (4, 44, 87, 4),
+}
+_CIFAR = {"widths": (16, 32, 64), "stem": "cifar"}
 
-
-class ConvNorm(layers.Layer):
-    """Convolution, batch norm and, unless `relu=False`, ReLU.
-
-    `[batch, height, width, channels]` -> `[batch, ⌈height/stride⌉, ⌈width/stride⌉, filters]`.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        filters: int,
-        kernel_size: int,
-        stride: int = 1,
-        relu: bool = True,
-        gamma_initializer: str = "ones",
-        name: str | None = None,
-    ):
-        super().__init__(name=name)
-        self.kernel_size, self.stride, self.relu = kernel_size, stride, relu
-        self.conv = _conv(filters, kernel_size, stride, name="conv")
-        self.norm = BatchNorm(
-            config.model.batch_norm_momentum,
-            config.model.batch_norm_epsilon,
-            config.sync_bn,
-            gamma_initializer,
-            name="norm",
-        )
-
-    def call(self, x, training=False):
-        x = self.conv(_pad(x, self.kernel_size, self.stride))
-        x = self.norm(x, training=training)
-        return tf.nn.relu(x) if self.relu else x
+VARIANTS: dict[str, Variant] = {
+    **{f"resnet{n}": v for n, v in _IMAGENET.items()},
+    **{f"resnet{n}_v1": dataclasses.replace(v, stride_first=True) for n, v in _DEEP.items()},
+    **{f"resnet{n}d": dataclasses.replace(v, **_D) for n, v in _IMAGENET.items()},
+    "resnet200d": Variant(True, (3, 24, 36, 3), **_D),
+    **{f"seresnet{n}": dataclasses.replace(v, squeeze_excite=1 / 16) for n, v in _IMAGENET.items()},
+    **{f"resnetrs{n}": Variant(True, depths, **_RS) for n, depths in _RS_DEPTHS.items()},
+    "resnext50_32x4d": dataclasses.replace(_DEEP[50], groups=32, group_width=4),
+    "resnext101_32x4d": dataclasses.replace(_DEEP[101], groups=32, group_width=4),
+    "resnext101_32x8d": dataclasses.replace(_DEEP[101], groups=32, group_width=8),
+    "resnext101_64x4d": dataclasses.replace(_DEEP[101], groups=64, group_width=4),
+    "wide_resnet50_2": dataclasses.replace(_DEEP[50], group_width=128),
+    "wide_resnet101_2": dataclasses.replace(_DEEP[101], group_width=128),
+    **{f"resnet{6 * n + 2}": Variant(False, (n, n, n), **_CIFAR) for n in (3, 5, 7, 9, 18)},
+}
 
 
 class Block(layers.Layer):
     """`relu(F(x) + shortcut(x))` (equations 1 and 2): the ReLU comes after the addition.
 
-    `[batch, height, width, in]` -> `[batch, ⌈height/stride⌉, ⌈width/stride⌉, width * expansion]`.
-    The shortcut is the identity, and projects by a 1x1 convolution exactly where the shape changes.
+    `[batch, height, width, in]` -> `[batch, ⌈height/stride⌉, ⌈width/stride⌉, out]`, with
+    `out = width` or, of a bottleneck, `4 * width`. The shortcut is the identity, and projects by a
+    1x1 convolution exactly where the shape changes (option B).
+
+    Args:
+        drop_rate: with which probability training leaves F out.
+        number: of the block in its network, from 0: the stream of its random numbers.
     """
 
-    EXPANSION = 1
-
-    def __init__(self, config: Config, width: int, stride: int, name: str | None = None):
+    def __init__(
+        self,
+        config: Config,
+        variant: Variant,
+        width: int,
+        stride: int,
+        drop_rate: float = 0.0,
+        number: int = 0,
+        name: str | None = None,
+    ):
         super().__init__(name=name)
-        self.width, self.stride, self._config = width, stride, config
-        self.residual = self._residual(config, width, stride)
+        self.stride, self._config, self._variant = stride, config, variant
+        self.filters = 4 * width if variant.bottleneck else width
+        self.residual = (_bottleneck if variant.bottleneck else _basic)(
+            config, variant, width, stride
+        )
+        if variant.squeeze_excite:
+            # timm's rounding to multiples of 8; the paper's networks of this kind need none.
+            squeezed = max(8, int(self.filters * variant.squeeze_excite + 4) // 8 * 8)
+            self.residual.append(SqueezeExcite(squeezed, name="se"))
+        self.drop = StochasticDepth(drop_rate, number, name="drop")
         self.projection: ConvNorm | None = None
 
-    def _residual(self, config: Config, width: int, stride: int) -> list[ConvNorm]:
-        """The layers of F, the last without ReLU."""
-        raise NotImplementedError("a block is a BasicBlock or a Bottleneck")
-
     def build(self, input_shape):
-        filters = self.width * self.EXPANSION
-        if self.stride != 1 or input_shape[-1] != filters:
+        if self.stride != 1 or input_shape[-1] != self.filters:
             self.projection = ConvNorm(
-                self._config, filters, 1, self.stride, relu=False, name="projection"
+                self._config,
+                self.filters,
+                1,
+                1 if self._variant.pool_shortcut else self.stride,
+                activation=None,
+                name="projection",
             )
         super().build(input_shape)
 
+    def shortcut(self, x, training=False):
+        """Of the shape of F(x)."""
+        if self.projection is None:
+            return x
+        if self._variant.pool_shortcut and self.stride != 1:
+            x = tf.nn.avg_pool2d(
+                x, self.stride, self.stride, "SAME"
+            )  # edges: means of what is there
+        return self.projection(x, training=training)
+
     def call(self, x, training=False):
-        shortcut = x if self.projection is None else self.projection(x, training=training)
+        shortcut = self.shortcut(x, training)
         for layer in self.residual:
             x = layer(x, training=training)
-        return tf.nn.relu(x + shortcut)
+        return tf.nn.relu(self.drop(x, training=training) + shortcut)
 
 
 def _last_gamma(config: Config) -> str:
     return "zeros" if config.model.zero_init_residual else "ones"
 
 
-class BasicBlock(Block):
-    """Two 3x3 convolutions (figure 5, left)."""
-
-    def _residual(self, config, width, stride):
-        return [
-            ConvNorm(config, width, 3, stride, name="conv1"),
-            ConvNorm(
-                config, width, 3, relu=False, gamma_initializer=_last_gamma(config), name="conv2"
-            ),
-        ]
-
-
-class Bottleneck(Block):
-    """1x1 down, 3x3, 1x1 up to four times the width (figure 5, right)."""
-
-    EXPANSION = 4
-
-    def _residual(self, config, width, stride):
-        return [
-            ConvNorm(config, width, 1, name="conv1"),
-            ConvNorm(config, width, 3, stride, name="conv2"),
-            ConvNorm(
-                config,
-                width * self.EXPANSION,
-                1,
-                relu=False,
-                gamma_initializer=_last_gamma(config),
-                name="conv3",
-            ),
-        ]
-
-
-def stack_stages(
-    config: Config, block: type[Block], widths: Sequence[int], depths: Sequence[int]
-) -> list[list[Block]]:
-    """Stages of `depths[i]` blocks of `widths[i]`; each but the first halves the image."""
+def _strided(config: Config, filters: int, kernel_size: int, stride: int, groups: int, name: str):
+    """A convolution that shrinks the image, or one that does not and a blur that does."""
+    if stride == 1 or not config.model.blur_pool:
+        return [ConvNorm(config, filters, kernel_size, stride, groups=groups, name=name)]
     return [
-        [
-            block(
-                config,
-                width,
-                stride=2 if stage > 0 and index == 0 else 1,
-                name=f"stage{stage + 1}_block{index + 1}",
-            )
-            for index in range(depth)
-        ]
-        for stage, (width, depth) in enumerate(zip(widths, depths, strict=True))
+        ConvNorm(config, filters, kernel_size, groups=groups, name=name),
+        BlurPool(name=f"{name}_blur"),
     ]
 
 
+def _basic(config: Config, variant: Variant, width: int, stride: int) -> list[layers.Layer]:
+    """F of two 3x3 convolutions (figure 5, left), the last without ReLU."""
+    del variant
+    last = ConvNorm(
+        config, width, 3, activation=None, gamma_initializer=_last_gamma(config), name="conv2"
+    )
+    return [*_strided(config, width, 3, stride, 1, "conv1"), last]
+
+
+def _bottleneck(config: Config, variant: Variant, width: int, stride: int) -> list[layers.Layer]:
+    """F of 1x1 down, 3x3, 1x1 up to four times the width (figure 5, right)."""
+    groups = variant.groups
+    inner = width * variant.group_width // 64 * groups
+    strides = (stride, 1) if variant.stride_first else (1, stride)
+    last = ConvNorm(
+        config, 4 * width, 1, activation=None, gamma_initializer=_last_gamma(config), name="conv3"
+    )
+    return [
+        *_strided(config, inner, 1, strides[0], 1, "conv1"),
+        *_strided(config, inner, 3, strides[1], groups, "conv2"),
+        last,
+    ]
+
+
+def _stages(config: Config, variant: Variant) -> list[list[Block]]:
+    """Each stage but the first halves the image. Stochastic depth's rate grows linearly with the
+    block's number, to that of the config in the last one (Huang et al. 2016, equation 4)."""
+    stages: list[list[Block]] = []
+    number, total = 0, sum(variant.depths)
+    for stage, (width, depth) in enumerate(zip(variant.widths, variant.depths, strict=True)):
+        stages.append([])
+        for index in range(depth):
+            stages[-1].append(
+                Block(
+                    config,
+                    variant,
+                    width,
+                    stride=2 if stage > 0 and index == 0 else 1,
+                    drop_rate=config.model.stochastic_depth * (number + 1) / total,
+                    number=number,
+                    name=f"stage{stage + 1}_block{index + 1}",
+                )
+            )
+            number += 1
+    return stages
+
+
+def _stem(config: Config, variant: Variant) -> ConvNorm | list[ConvNorm]:
+    width = variant.widths[0]
+    if variant.stem == "cifar":
+        return ConvNorm(config, width, 3, name="stem")
+    if variant.stem == "imagenet":
+        return ConvNorm(config, width, 7, 2, name="stem")
+    stem = [
+        ConvNorm(config, width // 2, 3, 2, name="stem_conv1"),
+        ConvNorm(config, width // 2, 3, name="stem_conv2"),
+        ConvNorm(config, width, 3, name="stem_conv3"),
+    ]
+    if variant.stem == "deep_conv":
+        stem.append(ConvNorm(config, width, 3, 2, name="stem_conv4"))
+    return stem
+
+
 class ResNet(tf_keras.Model):
-    """Images `[batch, height, width, channels]`, normalised, to float32 logits `[batch, classes]`.
+    """Normalised images `[batch, height, width, channels]` to float32 logits `[batch, classes]`."""
 
-    Args:
-        imagenet_stem: a 7x7 convolution of stride 2 and a max pool of stride 2, so that stages see
-            a quarter of the image; otherwise one 3x3 convolution that keeps its size.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        block: type[Block],
-        widths: Sequence[int],
-        depths: Sequence[int],
-        imagenet_stem: bool,
-        name: str,
-    ):
+    def __init__(self, config: Config, variant: Variant, name: str):
         super().__init__(name=name)
-        self.imagenet_stem = imagenet_stem
-        kernel_size, stride = (7, 2) if imagenet_stem else (3, 1)
-        self.stem = ConvNorm(config, widths[0], kernel_size, stride, name="stem")
-        self.pool = layers.MaxPooling2D(3, 2, name="pool")
-        self.stages = stack_stages(config, block, widths, depths)
-        self.mean_pool = layers.GlobalAveragePooling2D(name="mean_pool")
-        # float32 at any precision: softmax and loss lose too much in half precision. The bound is
-        # torchvision's: uniform in ±1/sqrt(fan_in).
-        self.head = layers.Dense(
-            config.model.num_classes,
-            kernel_initializer=tf_keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform"),
-            dtype="float32",
-            name="head",
+        self.variant = variant
+        self.stem = _stem(config, variant)
+        self.blur = BlurPool(name="stem_blur") if config.model.blur_pool else None
+        self.pool = layers.MaxPooling2D(3, 1 if self.blur else 2, name="stem_pool")
+        self.stages = _stages(config, variant)
+        self.mean_pool = layers.GlobalAveragePooling2D(name="head_pool")
+        self.dropout = Dropout(
+            config.model.dropout, stream=sum(variant.depths), name="head_dropout"
         )
+        self.head = classifier(config)
 
     def call(self, images, training=False):  # pyright: ignore[reportIncompatibleMethodOverride]
-        x = self.stem(images, training=training)
-        if self.imagenet_stem:
+        x = images
+        for layer in self.stem if isinstance(self.stem, Sequence) else [self.stem]:
+            x = layer(x, training=training)
+        if self.variant.stem in ("imagenet", "deep"):
             # ReLU's outputs are >= 0, so padding with zeros cannot win a maximum over the image.
-            x = self.pool(_pad(x, kernel_size=3, stride=2))
+            x = self.pool(pad_evenly(x, kernel_size=3, stride=2))
+            x = x if self.blur is None else self.blur(x)
         for stage in self.stages:
             for block in stage:
                 x = block(x, training=training)
-        return self.head(self.mean_pool(x))
+        return self.head(self.dropout(self.mean_pool(x), training=training))
 
 
-def _imagenet(config: Config, block: type[Block], depths: Sequence[int], name: str) -> ResNet:
-    return ResNet(config, block, (64, 128, 256, 512), depths, imagenet_stem=True, name=name)
+def build(config: Config) -> ResNet:
+    """The network that `config.model.name` names in `VARIANTS`."""
+    return ResNet(config, VARIANTS[config.model.name], config.model.name)
 
 
-def _cifar(config: Config, depth: int) -> ResNet:
-    blocks = (depth - 2) // 6  # depth = 6n + 2 (section 4.2): three stages of n blocks of two
-    return ResNet(
-        config, BasicBlock, (16, 32, 64), (blocks,) * 3, imagenet_stem=False, name=f"resnet{depth}"
-    )
+_STEM_NAMES = {
+    "stem/conv": "conv1",
+    "stem/norm": "bn1",
+    "stem_conv1/conv": "conv1.0",
+    "stem_conv1/norm": "conv1.1",
+    "stem_conv2/conv": "conv1.3",
+    "stem_conv2/norm": "conv1.4",
+    "stem_conv3/conv": "conv1.6",
+    "stem_conv3/norm": "bn1",
+    "stem_conv4/conv": "maxpool.0",
+    "stem_conv4/norm": "maxpool.1",
+    "head": "fc",
+}
+_BLOCK_NAMES = {"se/reduce": "se.fc1", "se/expand": "se.fc2"}
 
 
-def resnet18(config: Config) -> ResNet:
-    """11,689,512 parameters with 1,000 classes and 3 channels."""
-    return _imagenet(config, BasicBlock, (2, 2, 2, 2), "resnet18")
+def timm_name(model: ResNet, path: str) -> str:
+    """`stage3_block1/conv2/norm` -> `layer3.0.bn2`; torchvision has these names too."""
+    if path in _STEM_NAMES:
+        return _STEM_NAMES[path]
+    stage, block, layer = re.fullmatch(r"stage(\d+)_block(\d+)/(.*)", path).groups()
+    if match := re.fullmatch(r"conv(\d)/(conv|norm)", layer):
+        layer = f"{'conv' if match[2] == 'conv' else 'bn'}{match[1]}"
+    elif match := re.fullmatch(r"projection/(conv|norm)", layer):
+        layer = f"downsample.{(match[1] == 'norm') + model.variant.pool_shortcut}"
+    return f"layer{stage}.{int(block) - 1}.{_BLOCK_NAMES.get(layer, layer)}"
 
 
-def resnet34(config: Config) -> ResNet:
-    """21,797,672 parameters."""
-    return _imagenet(config, BasicBlock, (3, 4, 6, 3), "resnet34")
-
-
-def resnet50(config: Config) -> ResNet:
-    """25,557,032 parameters."""
-    return _imagenet(config, Bottleneck, (3, 4, 6, 3), "resnet50")
-
-
-def resnet101(config: Config) -> ResNet:
-    """44,549,160 parameters."""
-    return _imagenet(config, Bottleneck, (3, 4, 23, 3), "resnet101")
-
-
-def resnet152(config: Config) -> ResNet:
-    """60,192,808 parameters."""
-    return _imagenet(config, Bottleneck, (3, 8, 36, 3), "resnet152")
-
-
-def resnet20(config: Config) -> ResNet:
-    """0.27 million parameters with 10 classes (table 6)."""
-    return _cifar(config, 20)
-
-
-def resnet32(config: Config) -> ResNet:
-    """0.46 million parameters."""
-    return _cifar(config, 32)
-
-
-def resnet44(config: Config) -> ResNet:
-    """0.66 million parameters."""
-    return _cifar(config, 44)
-
-
-def resnet56(config: Config) -> ResNet:
-    """0.85 million parameters."""
-    return _cifar(config, 56)
-
-
-def resnet110(config: Config) -> ResNet:
-    """1.7 million parameters."""
-    return _cifar(config, 110)
+NAMES = {"timm": timm_name}

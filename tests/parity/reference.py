@@ -1,0 +1,169 @@
+"""Writes golden.json: what timm and torchvision compute for the cases of cases.py.
+
+    make parity
+
+runs it in an environment of its own (requirements.txt here). Everything is computed in float64.
+"""
+
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+_register_fake = torch.library.register_fake
+
+
+def _register_if_known(name, *arguments, **options):
+    """torchvision's operators in C++ are not there where its build is not that of PyTorch's; the
+    models need none, and importing it must not fail for their sake."""
+    register = _register_fake(name, *arguments, **options)
+
+    def attempt(function):
+        try:
+            return register(function)
+        except RuntimeError:
+            if not name.startswith("torchvision::"):
+                raise
+            return function
+
+    return attempt
+
+
+torch.library.register_fake = _register_if_known
+
+import timm  # noqa: E402
+import torchvision  # noqa: E402
+from timm.layers import BatchNormAct2d, BlurPool2d  # noqa: E402
+from timm.models.resnet import BasicBlock  # noqa: E402
+from timm.models.resnet import ResNet as TimmResNet  # noqa: E402
+from timm.models.resnetv2 import PreActBasic  # noqa: E402
+from torch import nn  # noqa: E402
+
+from tests.parity.cases import BLUR, CASES, CLASSES, LABELS, Case, images, tensor  # noqa: E402
+
+GOLDEN = Path(__file__).with_name("golden.json")
+
+
+def model_of(case: Case) -> nn.Module:
+    """timm's or torchvision's model; what they have not, made of timm's blocks."""
+    if case.reference == "torchvision":
+        name = case.name.removesuffix("_100").replace("mobilenetv", "mobilenet_v")
+        return getattr(torchvision.models, name)(num_classes=CLASSES)
+    if case.name == "resnet20":
+        return _cifar_resnet(blocks=3)
+    if case.name == "wrn16_4":
+        return _wide_resnet(blocks=2, width=4)
+    options = {"aa_layer": BlurPool2d} if case.settings == BLUR else {}
+    name = case.name.removesuffix("_v1")
+    model = timm.create_model(name, num_classes=CLASSES, **options)
+    if name != case.name:  # the stride of v1
+        for module in model.modules():
+            if isinstance(module, timm.models.resnet.Bottleneck):
+                module.conv1.stride, module.conv2.stride = module.conv2.stride, (1, 1)
+    return model
+
+
+class _Sequential(nn.Sequential):
+    """With a head on the means, named as ours is."""
+
+    def forward(self, x):
+        for name, module in self.named_children():
+            x = module(x.mean((2, 3)) if name in ("fc", "head") else x)
+        return x
+
+
+def _cifar_resnet(blocks: int) -> nn.Module:
+    model = _Sequential()
+    model.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+    model.bn1, model.relu = nn.BatchNorm2d(16), nn.ReLU()
+    inputs = 16
+    for stage, width in enumerate((16, 32, 64), start=1):
+        layer = nn.Sequential()
+        for index in range(blocks):
+            stride = 2 if stage > 1 and index == 0 else 1
+            shortcut = None
+            if stride != 1 or inputs != width:
+                shortcut = timm.models.resnet.downsample_conv(inputs, width, 1, stride)
+            layer.append(BasicBlock(inputs, width, stride, shortcut))
+            inputs = width
+        setattr(model, f"layer{stage}", layer)
+    model.fc = nn.Linear(inputs, CLASSES)
+    assert set(model.state_dict()) < set(TimmResNet(BasicBlock, (3, 3, 3, 3)).state_dict())
+    return model
+
+
+def _wide_resnet(blocks: int, width: int) -> nn.Module:
+    """Under the names that our export gives: layers by their paths in our model."""
+    model = _Sequential()
+    model.stem = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+    inputs = 16
+    for stage in range(3):
+        for index in range(blocks):
+            block = PreActBasic(
+                inputs,
+                16 * 2**stage * width,
+                stride=2 if stage > 0 and index == 0 else 1,
+                bottle_ratio=1.0,
+                proj_layer=timm.models.resnetv2.DownsampleConv if index == 0 else None,
+                act_layer=nn.ReLU,
+                conv_layer=functools.partial(timm.layers.create_conv2d, bias=False),
+                norm_layer=functools.partial(BatchNormAct2d, eps=1e-5),
+            )
+            setattr(model, f"stage{stage + 1}_block{index + 1}", block)
+            inputs = 16 * 2**stage * width
+    model.head_norm = BatchNormAct2d(inputs, eps=1e-5)
+    model.head = nn.Linear(inputs, CLASSES)
+    return model
+
+
+def name_of(name: str) -> str:
+    """Ours, where the model is made here."""
+    return name.replace("downsample.conv", "projection")
+
+
+def compute(case: Case) -> dict:
+    """Logits in evaluation and in training, and the norm of the gradient in training."""
+    model = model_of(case).double()
+    state = {
+        name: torch.from_numpy(tensor(name_of(name), tuple(value.shape))).double()
+        for name, value in model.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert not unexpected and all(name.endswith("num_batches_tracked") for name in missing)
+    x = torch.from_numpy(images(case)).double().permute(0, 3, 1, 2)
+    model.eval()
+    with torch.no_grad():
+        evaluation = model(x).numpy()
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    logits = model(x)
+    nn.functional.cross_entropy(logits, torch.from_numpy(LABELS)).backward()
+    gradients = [parameter.grad for parameter in model.parameters()]
+    norm = torch.sqrt(sum((gradient**2).sum() for gradient in gradients)).item()
+    return {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "evaluation": evaluation.tolist(),
+        "training": logits.detach().numpy().tolist(),
+        "gradient_norm": norm,
+    }
+
+
+def main() -> None:
+    versions = {
+        module.__name__: module.__version__.partition("+")[0]
+        for module in (torch, timm, torchvision, np)
+    }
+    values = {}
+    for case in CASES:
+        values[case.key] = compute(case)
+        print(case.key, values[case.key]["gradient_norm"], flush=True)
+    GOLDEN.write_text(json.dumps({"versions": versions, "cases": values}) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""What the families' blocks are made of: convolutions with batch norm, and what goes beside them.
+
+Images are `[batch, height, width, channels]` throughout.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+from tf_keras import layers
+
+from trainer.config import Config
+from trainer.models import randomness
+from trainer.models.norm import BatchNorm
+
+Activation = Callable[[tf.Tensor], tf.Tensor]
+
+
+def _he_fan_out() -> tf_keras.initializers.Initializer:
+    """He et al. 2015b, equation 15, fan-out: keeps the gradient's variance through the layers."""
+    return tf_keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
+
+
+def hard_sigmoid(x: tf.Tensor) -> tf.Tensor:
+    """`relu6(x + 3) / 6` (Howard et al. 2019, section 5.2)."""
+    return tf.nn.relu6(x + 3.0) / 6.0
+
+
+def hard_swish(x: tf.Tensor) -> tf.Tensor:
+    """`x * relu6(x + 3) / 6` (Howard et al. 2019, section 5.2)."""
+    return x * hard_sigmoid(x)
+
+
+def make_divisible(channels: float, divisor: int = 8) -> int:
+    """The nearest multiple of `divisor`, raised where that is less than 90 % of `channels`
+    (MobileNetV2's published code; Sandler et al. 2018)."""
+    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * channels else rounded
+
+
+def pad_evenly(x: tf.Tensor, kernel_size: int, stride: int) -> tf.Tensor:
+    """Pads strided windows by `(kernel_size - 1) / 2` a side.
+
+    TensorFlow's "same" pads strided convolutions unevenly, by an amount that depends on the image
+    size; the papers' networks, and every published weight, pad evenly: pad before, then "valid".
+    """
+    if stride == 1 or kernel_size == 1:
+        return x
+    side = (kernel_size - 1) // 2
+    return tf.pad(x, [[0, 0], [side, side], [side, side], [0, 0]])
+
+
+def conv(
+    filters: int,
+    kernel_size: int,
+    stride: int,
+    name: str,
+    groups: int = 1,
+    use_bias: bool = False,
+) -> layers.Conv2D:
+    """A convolution that wants what is strided to be padded before. No bias: batch norm has one."""
+    return (layers.Conv2D if groups == 1 else GroupedConv)(
+        filters,
+        kernel_size,
+        stride,
+        padding="same" if stride == 1 else "valid",
+        groups=groups,
+        use_bias=use_bias,
+        kernel_initializer=_he_fan_out(),
+        name=name,
+    )
+
+
+def depthwise_conv(kernel_size: int, stride: int, name: str) -> layers.DepthwiseConv2D:
+    """As `conv`, of each channel by itself."""
+    return layers.DepthwiseConv2D(
+        kernel_size,
+        stride,
+        padding="same" if stride == 1 else "valid",
+        use_bias=False,
+        depthwise_initializer=_he_fan_out(),
+        name=name,
+    )
+
+
+class GroupedConv(layers.Conv2D):
+    """A convolution in groups (Xie et al. 2017, figure 3c), also where there is no GPU.
+
+    TensorFlow's gradient of a grouped convolution takes some 50 times as long on a CPU as that of
+    the dense one whose kernel is the groups' kernels on its diagonal, and zeros: there, this one.
+    """
+
+    def convolution_op(self, inputs, kernel):
+        if tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("TPU"):
+            return super().convolution_op(inputs, kernel)
+        in_a_group, filters = kernel.shape[-2:]
+        group_of_input = np.arange(in_a_group * self.groups) // in_a_group
+        group_of_output = np.arange(filters) // (filters // self.groups)
+        same_group = tf.constant(group_of_input[:, None] == group_of_output, kernel.dtype)
+        dense = tf.tile(kernel, [1, 1, self.groups, 1]) * same_group
+        return tf.nn.conv2d(inputs, dense, self.strides, self.padding.upper())
+
+
+def norm(config: Config, name: str, gamma_initializer: str = "ones") -> BatchNorm:
+    """Batch norm with the config's constants."""
+    return BatchNorm(
+        config.model.batch_norm_momentum,
+        config.model.batch_norm_epsilon,
+        config.sync_bn,
+        gamma_initializer,
+        name=name,
+    )
+
+
+class ConvNorm(layers.Layer):
+    """Convolution, batch norm and, unless it is None, an activation.
+
+    `[batch, height, width, channels]` -> `[batch, ⌈height/stride⌉, ⌈width/stride⌉, filters]`.
+
+    Args:
+        filters: None for a depthwise convolution, which keeps the channels.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        filters: int | None,
+        kernel_size: int,
+        stride: int = 1,
+        activation: Activation | None = tf.nn.relu,
+        gamma_initializer: str = "ones",
+        groups: int = 1,
+        use_bias: bool = False,
+        name: str | None = None,
+    ):
+        super().__init__(name=name)
+        self.kernel_size, self.stride, self.activation = kernel_size, stride, activation
+        if filters is None:
+            self.conv = depthwise_conv(kernel_size, stride, name="conv")
+        else:
+            self.conv = conv(filters, kernel_size, stride, "conv", groups, use_bias)
+        self.norm = norm(config, "norm", gamma_initializer)
+
+    def call(self, x, training=False):
+        x = self.conv(pad_evenly(x, self.kernel_size, self.stride))
+        x = self.norm(x, training=training)
+        return x if self.activation is None else self.activation(x)
+
+
+class SqueezeExcite(layers.Layer):
+    """Scales channels by a gate computed from their means (Hu et al. 2018, equations 2 to 4).
+
+    `[batch, height, width, channels]` in and out.
+
+    Args:
+        squeezed: how many numbers the means are squeezed into.
+        gate: the sigmoid of equation 3.
+    """
+
+    def __init__(self, squeezed: int, gate: Activation = tf.nn.sigmoid, name: str | None = None):
+        super().__init__(name=name)
+        self.squeezed, self.gate = squeezed, gate
+        self.reduce = conv(squeezed, 1, 1, "reduce", use_bias=True)
+
+    def build(self, input_shape):
+        self.expand = conv(input_shape[-1], 1, 1, "expand", use_bias=True)
+        super().build(input_shape)
+
+    def call(self, x, training=False):
+        del training
+        means = tf.reduce_mean(x, axis=[1, 2], keepdims=True)
+        return x * self.gate(self.expand(tf.nn.relu(self.reduce(means))))
+
+
+class BlurPool(layers.Layer):
+    """A blur by the binomial filter `[1, 2, 1] / 4` each way, then every second pixel: shrinks
+    without aliasing (Zhang 2019, section 3.2). Reflects at the edges.
+
+    `[batch, height, width, channels]` -> `[batch, ⌈height/2⌉, ⌈width/2⌉, channels]`.
+    """
+
+    def call(self, x, training=False):
+        del training
+        channels = x.shape[-1]
+        # A side of one pixel has nothing to reflect: it repeats.
+        mode = "REFLECT" if min(x.shape[1:3]) > 1 else "SYMMETRIC"
+        x = tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]], mode)
+        weights = np.outer([1, 2, 1], [1, 2, 1])[:, :, None, None] / 16
+        kernel = tf.constant(np.tile(weights, [1, 1, channels, 1]), x.dtype)
+        return tf.nn.depthwise_conv2d(x, kernel, [1, 2, 2, 1], "VALID")
+
+
+class StochasticDepth(layers.Layer):
+    """In training, leaves out a branch of whole examples: 0 with probability `rate`, else the
+    branch divided by `1 - rate`, so that evaluation needs no factor (Huang et al. 2016, section 3,
+    rescaled in training as most code does).
+
+    `[batch, …]` in and out. Draws from the stream `stream` (see randomness.py).
+    """
+
+    def __init__(self, rate: float, stream: int, name: str | None = None):
+        super().__init__(name=name)
+        self.rate, self.stream = rate, stream
+
+    def call(self, x, training=False):
+        if not training or self.rate == 0:
+            return x
+        numbers = randomness.uniform(tf.shape(x)[0], [1] * (x.shape.rank - 1), self.stream)
+        return x * tf.cast(numbers >= self.rate, x.dtype) / (1.0 - self.rate)
+
+
+class Dropout(layers.Layer):
+    """In training, sets numbers to 0 with probability `rate` and divides the others by `1 - rate`
+    (Srivastava et al. 2014). `[batch, …]` in and out."""
+
+    def __init__(self, rate: float, stream: int, name: str | None = None):
+        super().__init__(name=name)
+        self.rate, self.stream = rate, stream
+
+    def call(self, x, training=False):
+        if not training or self.rate == 0:
+            return x
+        numbers = randomness.uniform(tf.shape(x)[0], x.shape[1:], self.stream)
+        return x * tf.cast(numbers >= self.rate, x.dtype) / (1.0 - self.rate)
+
+
+def classifier(config: Config) -> layers.Dense:
+    """The last layer: `[batch, features]` -> float32 logits `[batch, classes]`.
+
+    float32 at any precision: softmax and loss lose too much in half precision. The bound is
+    torchvision's: uniform in ±1/sqrt(fan_in).
+    """
+    return layers.Dense(
+        config.model.num_classes,
+        kernel_initializer=tf_keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform"),
+        dtype="float32",
+        name="head",
+    )
