@@ -212,7 +212,7 @@ def test_a_damaged_checkpoint_is_passed_over(linear, tmp_path):
     """The newest that can be read is what a run goes on from."""
     _, state, checkpoints = linear
     first = checkpoints(tmp_path)
-    assert first.restore() == 0
+    assert first.restore() is None
     for step in (10, 20, 30, 40):
         state.global_step.assign(step)
         first.save(step)
@@ -255,7 +255,7 @@ def test_a_first_checkpoint_that_is_torn_is_a_new_start(linear, tmp_path):
     (tmp_path / "checkpoint").unlink()
     (data,) = tmp_path.glob("ckpt-10.data*")
     data.write_bytes(data.read_bytes()[:100])
-    assert checkpoints(tmp_path).restore() == 0
+    assert checkpoints(tmp_path).restore() is None
 
 
 def test_a_checkpoint_of_another_run_is_refused(linear, tmp_path):

@@ -70,8 +70,8 @@ class Checkpoints:
             self._checkpoint, str(self._folder), max_to_keep=self._keep
         )
 
-    def restore(self) -> int:
-        """Restores the newest checkpoint that can be read and returns its step; 0 where there is
+    def restore(self) -> int | None:
+        """Restores the newest checkpoint that can be read and returns its step; None where there is
         none.
 
         Where the pointer is lost or damaged, checkpoints are found by their names.
@@ -114,7 +114,7 @@ class Checkpoints:
                 f"no checkpoint can be read: {', '.join(failed)}; restore the files, or name "
                 f"another --workdir to start anew"
             )
-        return 0
+        return None
 
     def _refuse_another_run(self, path: str) -> None:
         """A checkpoint copied from another run would fit wherever its shapes do."""

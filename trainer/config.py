@@ -497,8 +497,16 @@ def _replace(config: Config, path: str, text: str) -> Config:
         value = _parse(text, annotation)
     except ValueError:
         raise UserError(f"{path}: must be {_describe(annotation)}, not {text!r}") from None
-    section = dataclasses.replace(section, **{name: value})
-    return dataclasses.replace(config, **{parents[0]: section}) if parents else section
+    return _with(config, path, value)
+
+
+def _with(config: Config, path: str, value: Any) -> Config:
+    """`config` with one field changed."""
+    *parents, name = path.split(".")
+    if not parents:
+        return dataclasses.replace(config, **{name: value})
+    section = dataclasses.replace(getattr(config, parents[0]), **{name: value})
+    return dataclasses.replace(config, **{parents[0]: section})
 
 
 def _leaves(section: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
@@ -524,6 +532,20 @@ def to_dict(config: Config) -> dict[str, Any]:
             value = getattr(value, name)
         values[path] = list(value) if isinstance(value, tuple) else value
     return values
+
+
+def from_dict(values: Mapping[str, Any]) -> Config:
+    """The config that `to_dict` made the values of. Fields that came since have their defaults.
+
+    Raises:
+        UserError: for an unknown field or a value that does not fit.
+    """
+    config = Config()
+    for path, value in values.items():
+        if path not in dict(_leaves(config)):
+            raise UserError(f"{path}: unknown field")
+        config = _with(config, path, tuple(value) if isinstance(value, list) else value)
+    return config
 
 
 def differences(values: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:

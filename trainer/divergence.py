@@ -79,7 +79,7 @@ def roll_back(
     factor = float(state.rate_factor.numpy()) * config.rollback_factor
     left_out = state.left_out.numpy()
     left_out[count] = divergence.step - 1
-    step = checkpoints.restore()
+    step = checkpoints.restore() or 0
     state.rollbacks.assign(count + 1)
     state.rate_factor.assign(factor)
     state.left_out.assign(left_out)

@@ -12,18 +12,13 @@ from absl import flags
 from trainer import cli
 from trainer import cluster as cluster_lib
 from trainer import config as config_lib
+from trainer.config_flags import CONFIG, SET
 from trainer.errors import EXIT_DONE, UserError
 from trainer.run_folder import RunFolder, default_path
 from trainer.stopwatch import Stopwatch
 
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
 
-_CONFIG = flags.DEFINE_string(
-    "config", "configs/digits_resnet20.py", "What is computed: a file with get_config()."
-)
-_SET = flags.DEFINE_multi_string(
-    "set", [], "FIELD=VALUE overrides a field of the config, as optimizer.learning_rate=0.8."
-)
 _STRATEGY = flags.DEFINE_string("strategy", "auto", f"Where it runs: {', '.join(STRATEGIES)}.")
 _TPU = flags.DEFINE_string("tpu", "", "The TPU's name or address, or local.")
 _WORKDIR = flags.DEFINE_string(
@@ -48,11 +43,11 @@ _CLUSTER_TIMEOUT_S = flags.DEFINE_float(
 def train() -> int:
     """Trains what the flags say and returns the exit code."""
     stopwatch = Stopwatch()
-    config = config_lib.override(config_lib.load(_CONFIG.value), _SET.value)
+    config = config_lib.override(config_lib.load(CONFIG.value), SET.value)
     _check_strategy()
     if _WORKDIR.value == "":
         raise UserError("--workdir=: must name a folder; leave it out for the default")
-    workdir = _WORKDIR.value or default_path(_CONFIG.value, config)
+    workdir = _WORKDIR.value or default_path(CONFIG.value, config)
     # Only in a group of workers is there anybody else to write.
     alone = _STRATEGY.value in ("one_device", "mirrored", "tpu")
     cluster = None if alone else cluster_lib.tf_config_cluster()

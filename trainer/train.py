@@ -34,6 +34,7 @@ from trainer.steps import TrainMetrics, make_agreement, make_eval_loop, make_tra
 from trainer.stopwatch import Stopwatch
 from trainer.strategy import check_placement, choose_compilation
 from trainer.summaries import RunLog, read_records
+from trainer.weights import load_weights
 
 # What TensorFlow raises where a file or what is in it is bad.
 _INPUT_ERRORS = (
@@ -101,13 +102,17 @@ def train_and_evaluate(
     )
     agree = make_agreement(strategy)
     _check_agreement(agree, 0, len(train_source), len(eval_source))  # before one refuses them alone
-    step = checkpoints.restore()
+    restored = checkpoints.restore()
+    step = restored or 0
+    loaded = _load_weights(config, state) if restored is None else None
     _check_agreement(agree, step, len(train_source), len(eval_source))
     if folder.is_chief:
         folder.write_config(metadata)
     log = RunLog(folder, step, total_steps, steps_per_epoch)
     log.say(_describe(config, strategy, state, len(train_source), len(eval_source)))
     log.say(compilation.reason)
+    if loaded:
+        log.say(loaded)
     log.say(f"logs and checkpoints: {folder.path}")
     log.say(f"from step {step} of {total_steps}" if step else f"{total_steps} steps")
     if step == 0 and config.on_divergence == "rollback":
@@ -214,6 +219,17 @@ def train_and_evaluate(
         images_per_second=pace.steps_per_second * config.data.global_batch_size,
         train_seconds=pace.seconds,
     )
+
+
+def _load_weights(config: Config, state: TrainState) -> str | None:
+    """What a new run starts from, other than random weights, and a line that says so."""
+    if config.model.weights is None:
+        return None
+    loaded = load_weights(config, state.model)
+    if state.ema_model is not None:
+        for average, value in zip(state.ema_model.variables, state.model.variables, strict=True):
+            average.assign(value)
+    return loaded
 
 
 def _at_size(config: Config, step: int, steps_per_epoch: float) -> Config:

@@ -10,12 +10,17 @@ from trainer.errors import UserError
 from trainer.models.norm import BatchNorm
 
 
+def stage_of(layer: tf_keras.layers.Layer) -> str:
+    """The stage of a direct layer of a model: what stands before the first underscore of its
+    name."""
+    return layer.name.partition("_")[0]
+
+
 def stages_of(model: tf_keras.Model) -> dict[str, list[tf_keras.layers.Layer]]:
-    """The direct layers of a model by stage, in order: a layer's stage is what stands before the
-    first underscore of its name."""
+    """The direct layers of a model by stage, in order; stages without variables are left out."""
     stages: dict[str, list[tf_keras.layers.Layer]] = {}
     for layer in model.layers:
-        stages.setdefault(layer.name.partition("_")[0], []).append(layer)
+        stages.setdefault(stage_of(layer), []).append(layer)
     return {
         name: found for name, found in stages.items() if any(layer.variables for layer in found)
     }

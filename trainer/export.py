@@ -1,0 +1,57 @@
+"""`python -m trainer.export`: a run's model, for other libraries.
+
+    python -m trainer.export --to=safetensors --run=runs/x --out=x.safetensors
+
+Tensors have timm's names and PyTorch's layout, so that `timm.create_model(…)` takes them by
+`load_state_dict`, and `--set model.weights=x.safetensors` takes them back.
+"""
+
+import json
+from pathlib import Path
+
+from absl import flags
+
+from trainer import cli
+from trainer.errors import EXIT_DONE, UserError
+
+_TO = flags.DEFINE_enum("to", "safetensors", ["safetensors"], "The format.")
+_RUN = flags.DEFINE_string("run", "", "A run's folder (its best checkpoint), or a checkpoint.")
+_OUT = flags.DEFINE_string("out", "", "The file to write.")
+_WEIGHTS = flags.DEFINE_enum(
+    "weights",
+    "auto",
+    ["auto", "raw", "average"],
+    "Which; auto: the moving average where there is one.",
+)
+
+
+def export() -> int:
+    """Does what the flags say and returns the exit code."""
+    if not _RUN.value:
+        raise UserError("--run: must name a run's folder, or one of its checkpoints")
+    if not _OUT.value:
+        raise UserError(f"--out: must name a file, as --out=model.{_TO.value}")
+    out = Path(_OUT.value).expanduser()
+    if out.suffix != f".{_TO.value}":
+        raise UserError(f"--out={out}: must end in .{_TO.value}")
+    if not out.parent.is_dir():
+        raise UserError(f"--out={out}: the folder {out.parent} is not there; make it first")
+    cli.quiet_libraries()
+    from trainer import tensor_file
+    from trainer.models.names import libraries
+    from trainer.weights import read_checkpoint, torch_tensors
+
+    average = {"auto": None, "raw": False, "average": True}[_WEIGHTS.value]
+    saved = read_checkpoint(Path(_RUN.value).expanduser(), average)
+    tensors = torch_tensors(saved.config, saved.model)
+    metadata = {name: json.dumps(value) for name, value in saved.metadata.items()}
+    tensor_file.write(out, tensors, {"format": "pt", **metadata})
+    library = next(iter(libraries(saved.config)))
+    print(
+        f"{out}: {saved.config.model.name}, {len(tensors)} tensors by {library}'s names; {saved.what}"
+    )
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    cli.run(export)
