@@ -1,5 +1,5 @@
-"""What a model is made of: each direct layer's output, parameters, multiply-adds and receptive field,
-as a call of the model shows them.
+"""What a model is made of: each direct layer's output, parameters, multiply-adds and receptive
+field, as a call of the model shows them.
 
 Keras' `summary()` says "multiple" in place of the shapes of subclassed models, whose layers can be
 called with anything. Here the model is called once, and the layers are watched.
@@ -52,7 +52,7 @@ def watching(watch: Watch) -> Iterator[None]:
 
 
 def anatomy(model: tf_keras.Model, image_size: int, channels: int) -> list[Row]:
-    """The direct layers of a model in the order of their calls, those without an effect left out."""
+    """The direct layers of a model in the order of their calls, without those that do nothing."""
     direct = {id(layer): layer for layer in model.layers}
     outputs: dict[str, tf.Tensor] = {}
     multiply_adds: Counter[str] = Counter()
@@ -132,7 +132,7 @@ def _receptive_fields(graph: tf.Graph) -> dict[str, _Field]:
 def _window(op: tf.Operation) -> tuple[int, int]:
     """The height of an operation's window and its stride; 0 for one that has no window."""
     if op.type in ("Conv2D", "DepthwiseConv2dNative"):
-        return op.inputs[1].shape[0], op.get_attr("strides")[1]
+        return int(op.inputs[1].shape[0] or 0), op.get_attr("strides")[1]
     if op.type in ("MaxPool", "AvgPool"):
         return op.get_attr("ksize")[1], op.get_attr("strides")[1]
     return 0, 1

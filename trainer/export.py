@@ -47,9 +47,8 @@ def export() -> int:
     metadata = {name: json.dumps(value) for name, value in saved.metadata.items()}
     tensor_file.write(out, tensors, {"format": "pt", **metadata})
     library = next(iter(libraries(saved.config)))
-    print(
-        f"{out}: {saved.config.model.name}, {len(tensors)} tensors by {library}'s names; {saved.what}"
-    )
+    name = saved.config.model.name
+    print(f"{out}: {name}, {len(tensors)} tensors by {library}'s names; {saved.what}")
     return EXIT_DONE
 
 

@@ -1,4 +1,4 @@
-"""What happens inside a model that sees an image: statistics and pictures of its stages' outputs."""
+"""Inside a model that sees an image: statistics and a picture of its stages' outputs."""
 
 from typing import NamedTuple
 

@@ -112,10 +112,11 @@ def make_train_loop(
         statistics_before = [tf.identity(variable) for variable in statistics]
         totals: Any = None
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        micro_batch_size = images.shape[0] // config.accumulation_steps
+        micro_batch_size = global_batch_size // num_replicas // config.accumulation_steps
         parts = (tf.split(batch, config.accumulation_steps) for batch in (images, labels))
         for index, part in enumerate(zip(*parts, strict=True)):
-            first = tf.cast(replica * images.shape[0] + index * micro_batch_size, tf.int32)
+            number = replica * config.accumulation_steps + index  # of all micro-batches
+            first = tf.cast(number * micro_batch_size, tf.int32)
             # One after the other: else the executor would start all of them, and hold the
             # activations of all at once.
             with tf.control_dependencies([] if totals is None else tf.nest.flatten(totals)):

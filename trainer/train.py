@@ -104,17 +104,15 @@ def train_and_evaluate(
     _check_agreement(agree, 0, len(train_source), len(eval_source))  # before one refuses them alone
     restored = checkpoints.restore()
     step = restored or 0
-    loaded = _load_weights(config, state) if restored is None else None
+    loaded = _load_weights(config, state) if restored is None else ""
     _check_agreement(agree, step, len(train_source), len(eval_source))
     if folder.is_chief:
         folder.write_config(metadata)
     log = RunLog(folder, step, total_steps, steps_per_epoch)
     log.say(_describe(config, strategy, state, len(train_source), len(eval_source)))
     log.say(compilation.reason)
-    if loaded:
-        log.say(loaded)
     log.say(f"logs and checkpoints: {folder.path}")
-    log.say(f"from step {step} of {total_steps}" if step else f"{total_steps} steps")
+    log.say(f"from step {step} of {total_steps}" if step else f"{total_steps} steps{loaded}")
     if step == 0 and config.on_divergence == "rollback":
         checkpoints.save(0)  # to go back to, before there is another one
     stopwatch.lap("build")
@@ -221,15 +219,15 @@ def train_and_evaluate(
     )
 
 
-def _load_weights(config: Config, state: TrainState) -> str | None:
-    """What a new run starts from, other than random weights, and a line that says so."""
+def _load_weights(config: Config, state: TrainState) -> str:
+    """What a new run starts from, where it is not random; and a text that says so."""
     if config.model.weights is None:
-        return None
+        return ""
     loaded = load_weights(config, state.model)
     if state.ema_model is not None:
         for average, value in zip(state.ema_model.variables, state.model.variables, strict=True):
             average.assign(value)
-    return loaded
+    return f"\n{loaded}"
 
 
 def _at_size(config: Config, step: int, steps_per_epoch: float) -> Config:

@@ -7,6 +7,7 @@ runs it in an environment of its own (requirements.txt here). Everything is comp
 
 import functools
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,7 @@ from torch import nn  # noqa: E402
 
 from tests.parity.cases import BLUR, CASES, CLASSES, LABELS, Case, images, tensor  # noqa: E402
 
+ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).with_name("golden.json")
 
 
@@ -58,11 +60,16 @@ def model_of(case: Case) -> nn.Module:
     options = {"aa_layer": BlurPool2d} if case.settings == BLUR else {}
     name = case.name.removesuffix("_v1")
     model = timm.create_model(name, num_classes=CLASSES, **options)
-    if name != case.name:  # the stride of v1
-        for module in model.modules():
-            if isinstance(module, timm.models.resnet.Bottleneck):
-                module.conv1.stride, module.conv2.stride = module.conv2.stride, (1, 1)
+    if name != case.name:
+        _as_v1(model)
     return model
+
+
+def _as_v1(model: nn.Module) -> None:
+    """Strides in the first convolution of each block."""
+    for module in model.modules():
+        if isinstance(module, timm.models.resnet.Bottleneck):
+            module.conv1.stride, module.conv2.stride = module.conv2.stride, (1, 1)
 
 
 class _Sequential(nn.Sequential):
@@ -153,6 +160,27 @@ def compute(case: Case) -> dict:
     }
 
 
+def count(name: str, image_size: int) -> dict[str, int]:
+    """timm's parameters, and the multiply-adds of its convolutions and dense layers."""
+    with torch.device("meta"):  # shapes without numbers
+        model = timm.create_model(name.removesuffix("_v1")).eval()
+        if name.endswith("_v1"):
+            _as_v1(model)
+        total = 0
+
+        def add(module, _inputs, output):
+            nonlocal total
+            positions = output.shape[2:].numel() if isinstance(module, nn.Conv2d) else 1
+            total += positions * module.weight.numel()
+
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                module.register_forward_hook(add)
+        model(torch.zeros(1, 3, image_size, image_size))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return {"image_size": image_size, "parameters": parameters, "multiply_adds": total}
+
+
 def main() -> None:
     versions = {
         module.__name__: module.__version__.partition("+")[0]
@@ -162,7 +190,11 @@ def main() -> None:
     for case in CASES:
         values[case.key] = compute(case)
         print(case.key, values[case.key]["gradient_norm"], flush=True)
-    GOLDEN.write_text(json.dumps({"versions": versions, "cases": values}) + "\n", encoding="utf-8")
+    text = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^\| `(\w+)` \| (\d+), 1000 ", text, re.MULTILINE)
+    counts = {name: count(name, int(size)) for name, size in lines}
+    content = {"versions": versions, "counts": counts, "cases": values}
+    GOLDEN.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
