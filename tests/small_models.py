@@ -107,24 +107,17 @@ def _mobilenet(name: str, stages: slice) -> Callable[[Config], mobilenet.MobileN
     return lambda config: mobilenet.MobileNet(config, variant, config.model.name)
 
 
-_D = {"stem": "deep", "pool_shortcut": True}
-# One of each family and of each kind of block.
+# One of each family, which have each kind of layer between them.
 FAMILIES: dict[str, Callable[[Config], tf_keras.Model]] = {
     "tiny_resnet": _resnet(bottleneck=False),
-    "tiny_bottleneck": _resnet(),
-    "tiny_v1": _resnet(stride_first=True),
-    "tiny_d": _resnet(**_D),
-    "tiny_se": _resnet(squeeze_excite=1 / 4),
-    "tiny_rs": _resnet(**_D | {"stem": "deep_conv", "squeeze_excite": 0.25}),
+    "tiny_rs": _resnet(stem="deep_conv", pool_shortcut=True, squeeze_excite=0.25),
     "tiny_resnext": _resnet(groups=4, group_width=16),
-    "tiny_wide": _resnet(group_width=128),
-    "tiny_cifar": _resnet(bottleneck=False, stem="cifar"),
     "tiny_wrn": lambda config: wide_resnet.WideResNet(config, 10, 1, config.model.name),
     "tiny_vgg": lambda config: vgg.VGG(
         config, (1, 1, 1, 1, 1), config.model.name, (8, 8, 16, 16, 16), features=32
     ),
-    "tiny_mobilenetv2": _mobilenet("mobilenetv2_050", slice(0, 3)),
-    "tiny_mobilenetv3": _mobilenet("mobilenetv3_small_100", slice(0, 3)),
+    "tiny_mobilenetv2": _mobilenet("mobilenetv2_050", slice(0, 2)),
+    "tiny_mobilenetv3": _mobilenet("mobilenetv3_small_100", slice(0, 2)),
 }
 
 MODELS: dict[str, Callable[[Config], tf_keras.Model]] = {
@@ -134,6 +127,7 @@ MODELS: dict[str, Callable[[Config], tf_keras.Model]] = {
     "fragile": fragile,
     "overflowing": overflowing,
     "hungry": hungry,
+    "tiny_bottleneck": _resnet(),
     **FAMILIES,
 }
 
