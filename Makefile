@@ -1,9 +1,9 @@
-# make train | test | test-slow | check | bench | tensorboard | clean. `make train ARGS="--set seed=1"`.
+# make train | test | test-slow | check | parity | bench | tensorboard | clean. `make train ARGS="--set seed=1"`.
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: train test test-slow check format bench tensorboard clean
+.PHONY: train test test-slow check format parity bench tensorboard clean
 
 train: .venv/installed
 	$(BIN)/python -m trainer.main --strategy=mirrored $(ARGS)
@@ -23,6 +23,14 @@ format: .venv/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Computes tests/parity/golden.json anew, and what else needs PyTorch and timm, in an environment of its own.
+parity: .venv/installed-dev .venv-parity/installed
+	.venv-parity/bin/python -m tests.parity.reference
+	rm -rf .venv-parity/exports && mkdir .venv-parity/exports
+	$(BIN)/python -m tests.parity.exports .venv-parity/exports
+	.venv-parity/bin/python -m tests.parity.check_exports .venv-parity/exports
+	$(BIN)/python -m pytest tests/test_parity.py tests/test_published.py
+
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.step $(ARGS)
 
@@ -39,5 +47,10 @@ tensorboard: .venv/installed
 	$(BIN)/python -m pip install -r requirements-dev.txt
 	touch $@
 
+.venv-parity/installed: tests/parity/requirements.txt
+	$(PYTHON) -m venv --clear .venv-parity
+	.venv-parity/bin/python -m pip install --quiet -r tests/parity/requirements.txt
+	touch $@
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .venv-parity runs

@@ -58,6 +58,22 @@ def relative(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 0.01 * np.sqrt(np.size(b))))
 
 
+class StopAfter:
+    """In place of a signal: asks to stop after so many loops."""
+
+    def __init__(self, loops: int):
+        self._asked = 0
+        self._loops = loops
+
+    def __call__(self):
+        return self
+
+    @property
+    def requested(self) -> bool:
+        self._asked += 1
+        return self._asked >= self._loops
+
+
 class Poisoned:
     """A source of which one image is all white, for models that cannot bear that."""
 

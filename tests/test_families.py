@@ -31,7 +31,7 @@ def config_of(digits_config: Config, name: str, *settings: str) -> Config:
 
 
 def losses(run: Run, steps: int) -> np.ndarray:
-    return run.train(steps).loss
+    return np.asarray(run.train(steps).loss)
 
 
 def weights(run: Run) -> np.ndarray:

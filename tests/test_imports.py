@@ -14,6 +14,8 @@ ALLOWED = {
     "stopwatch": "",
     "registries": "",  # trainer/data/__init__.py and trainer/models/__init__.py: dicts of names
     "config": "errors registries",
+    "config_flags": "",
+    "tensor_file": "errors",
     "cli": "errors",
     "cluster": "errors config",
     "run_folder": "errors config",
@@ -24,17 +26,27 @@ ALLOWED = {
     "state": "errors config models optim",
     # Of optim, the type of a schedule; of models, their randomness and their statistics.
     "steps": "errors config losses models optim state",
+    "weights": "errors config tensor_file models",
+    "anatomy": "models",
+    "feature_maps": "models anatomy",
+    "memory": "config losses models steps",  # of steps, what comes before the model
+    "report": "config models anatomy feature_maps memory",
     "checkpoint": "errors config data state",  # of data, what a source says of itself
     "summaries": "errors config run_folder steps",  # of steps, the metrics of a loop
     "bad_examples": "",
     "strategy": "errors config cluster steps",  # of steps, what XLA compiles of one
     "divergence": "errors config data state steps checkpoint",
     "train": "errors stopwatch config run_folder losses optim models data state steps checkpoint "
-    "summaries bad_examples strategy divergence",
-    "main": "errors stopwatch config cli cluster run_folder strategy train",
+    "summaries bad_examples strategy divergence weights",
+    "main": "errors stopwatch config config_flags cli cluster run_folder strategy train",
     "prepare": "errors config cli run_folder data",
+    "export": "errors cli tensor_file models weights",
+    "inspect": "errors config config_flags cli models data steps weights feature_maps report",
 }
-WITHOUT_TENSORFLOW = ("errors", "stopwatch", "registries", "config", "cli", "cluster", "run_folder")
+WITHOUT_TENSORFLOW = (
+    *("errors", "stopwatch", "registries", "config", "config_flags", "tensor_file", "cli"),
+    *("cluster", "run_folder"),
+)
 
 
 def imports(source: str) -> set[str]:

@@ -2,13 +2,20 @@
 
 import re
 import shlex
+import sys
+import types
 from pathlib import Path
 
 import pytest
 from absl import flags
 
+from tests.conftest import strategy_of
+from tests.step_runs import Run
 from trainer import config as config_lib
-from trainer import main
+from trainer import inspect, main
+from trainer.anatomy import anatomy
+from trainer.models import MODELS
+from trainer.weights import torch_tensors
 
 _ROOT = Path(__file__).parent.parent
 _DOCUMENTS = [_ROOT / "README.md", _ROOT / "BUILD.md"]
@@ -31,8 +38,9 @@ def _words(command: str) -> list[str]:
 def test_every_training_command_parses(command):
     words = _words(command)
     values = flags.FlagValues()
-    for flag in flags.FLAGS.flags_by_module_dict()["trainer.main"]:
-        values[flag.name] = flags.FLAGS[flag.name]
+    for module in ("trainer.main", "trainer.config_flags"):
+        for flag in flags.FLAGS.flags_by_module_dict()[module]:
+            values[flag.name] = flags.FLAGS[flag.name]
     saved = {name: values[name].value for name in values}
     try:
         rest = values([words[0], *words[words.index("trainer.main") + 1 :]])
@@ -81,3 +89,44 @@ def test_the_example_error_is_the_real_one():
     with pytest.raises(config_lib.UserError) as caught:
         config_lib.override(config_lib.Config(), ["optimizer.learning_rte=0.1"])
     assert f"error: {caught.value}\n" in (_ROOT / "README.md").read_text()
+
+
+def test_the_example_of_a_model_trains_and_is_looked_into(digits_config, digits, monkeypatch):
+    """The text of the README as the file it says it is, and its line."""
+    text = (_ROOT / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    ((name, path),) = re.findall(r'`"(tinynet)": "([a-z.]+)",`', text)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 20
+    assert code.startswith(f'"""{path.replace(".", "/")}.py"""')
+    module = types.ModuleType(path)
+    exec(code, module.__dict__)
+    monkeypatch.setitem(sys.modules, path, module)
+    monkeypatch.setitem(MODELS, name, path)
+    settings = ["model.name=tinynet", "model.freeze=stage1", "optimizer.warmup_epochs=0"]
+    config = config_lib.override(digits_config, settings)
+    run = Run(config, digits, strategy_of(2))
+    frozen = run.state.model.block1.conv.kernel.numpy()
+    loss = run.train(30).loss
+    assert loss[-5:].mean() < 0.9 * loss[:5].mean()
+    assert (run.state.model.block1.conv.kernel.numpy() == frozen).all()
+    rows = anatomy(run.state.model, config.data.image_size, channels=1)
+    assert [row.stage for row in rows] == ["stage1", "stage2", "head", "head"]
+    assert "stage1_block.conv.weight" in torch_tensors(config, run.state.model)
+
+
+@pytest.mark.parametrize("command", [c for c in _commands() if "-m trainer.inspect" in c])
+def test_every_inspecting_command_parses(command):
+    words = _words(command)
+    values = flags.FlagValues()
+    for module in ("trainer.inspect", "trainer.config_flags"):
+        for flag in flags.FLAGS.flags_by_module_dict()[module]:
+            values[flag.name] = flags.FLAGS[flag.name]
+    saved = {name: values[name].value for name in values}
+    try:
+        arguments = inspect._joined(words[words.index("trainer.inspect") + 1 :])
+        assert values(["inspect", *arguments]) == ["inspect"]
+        for name in values["diff"].value or [values["model"].value]:
+            assert name in MODELS
+    finally:
+        for name, value in saved.items():
+            values[name].value = value

@@ -12,6 +12,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import strategy_of, with_data, with_model, with_optimizer
+from tests.step_runs import StopAfter
 from trainer import train
 from trainer.config import AugmentConfig
 from trainer.errors import DivergedError, PreemptedError, UserError
@@ -116,29 +117,13 @@ def test_image_sizes_grow_as_configured_also_after_a_stop(digits_config, data_di
     # A run that ends where its steps do, in the midst of the second size, and one that goes on.
     seen.clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "_StopRequest", _StopAfter(4))  # 3, 3, 1 (a new size), 3 steps
+        patch.setattr(train, "_StopRequest", StopAfter(4))  # 3, 3, 1 (a new size), 3 steps
         with pytest.raises(PreemptedError):
             run(tmp_path / "stopped", steps_per_loop=3)
     run(tmp_path / "stopped")
     assert seen == [(0, 4), (7, 6), (10, 6), (22, 8)]
     again = read_records(tmp_path / "stopped" / "metrics.jsonl", "train")
     np.testing.assert_allclose([r["loss"] for r in again], [r["loss"] for r in records], rtol=1e-3)
-
-
-class _StopAfter:
-    """In place of a signal: asks to stop after so many loops."""
-
-    def __init__(self, loops: int):
-        self._asked = 0
-        self._loops = loops
-
-    def __call__(self):
-        return self
-
-    @property
-    def requested(self) -> bool:
-        self._asked += 1
-        return self._asked >= self._loops
 
 
 @pytest.mark.parametrize("num_replicas", [1, 2])

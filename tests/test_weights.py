@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,17 +15,19 @@ from safetensors.numpy import load_file, save_file
 
 from tests.conftest import strategy_of
 from tests.parity.cases import CASES, Case, images
-from tests.step_runs import Run
+from tests.step_runs import Run, StopAfter
 from tests.test_families import config_of, losses
 from tests.test_parity import GOLDEN, TOLERANCE, distance, model_of
 from tests.test_parity import config_of as config_of_case
 from trainer import config as config_lib
 from trainer import tensor_file
+from trainer import train as train_lib
 from trainer.checkpoint import Checkpoints, run_metadata
 from trainer.config import Config
-from trainer.errors import UserError
+from trainer.errors import PreemptedError, UserError
 from trainer.models.build import build_model
 from trainer.models.stages import stages_of
+from trainer.run_folder import RunFolder
 from trainer.state import TrainState
 from trainer.weights import load_weights, read_checkpoint, torch_tensors
 
@@ -158,7 +161,8 @@ def test_the_prefix_of_parallel_models_is_taken_off(tmp_path):
     [
         ("resnet18", "resnet34", ["is not resnet34", "102 of 182 tensors fit",
                                   "layer1.2.conv1.weight is not there", "and 75 more"]),
-        ("resnet34", "resnet18", ["is not resnet18", "102 of 102 tensors fit", "layer1.2.bn1.bias is not in resnet18"]),
+        ("resnet34", "resnet18", ["is not resnet18", "102 of 102 tensors fit",
+                                  "layer1.2.bn1.bias is not in resnet18"]),
         ("resnet18", "seresnet18", ["layer1.0.se.fc1.weight is not there"]),
         ("resnet18", "resnet18d", ["conv1.0.weight is not there"]),
         ("wrn28_2", "wrn16_4", ["stage1_block1.conv1.weight is 32x16x3x3, must be 64x16x3x3"]),
@@ -388,3 +392,39 @@ def test_stages_that_are_not_there_are_named(digits_config, setting, message):
     with pytest.raises(UserError) as caught:
         TrainState(config_of(digits_config, "tiny_resnet", setting), channels=1)
     assert message in str(caught.value)
+
+
+def test_a_run_is_fine_tuned_and_goes_on_without_the_file(
+    tmp_path, run_folder, small_config, data_dir, capsys
+):
+    weights = tmp_path / "w.safetensors"
+    saved = read_checkpoint(run_folder)
+    tensor_file.write(weights, torch_tensors(saved.config, saved.model), {})
+    tuned = dataclasses.replace(
+        small_config,
+        num_epochs=2.0,
+        steps_per_loop=3,
+        model=dataclasses.replace(small_config.model, weights=str(weights), freeze="stem"),
+        optimizer=dataclasses.replace(small_config.optimizer, warmup_epochs=0.0),
+    )
+
+    def train(folder: str) -> str:
+        train_lib.train_and_evaluate(
+            tuned, strategy_of(1), RunFolder(str(tmp_path / folder), tuned), data_dir
+        )
+        return capsys.readouterr().out
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_lib, "_StopRequest", StopAfter(2))
+        with pytest.raises(PreemptedError):
+            train("run")
+    assert re.search(
+        r"weights: (\d+) of \1 tensors from .*, by trainer's names", capsys.readouterr().out
+    )
+    weights.unlink()
+    out = train("run")
+    assert "weights:" not in out
+    assert "from step 6 of" in out
+    end = read_checkpoint(tmp_path / "run" / "checkpoints", average=False)
+    np.testing.assert_array_equal(end.model.stem.conv.kernel, saved.model.stem.conv.kernel)
+    assert np.abs(end.model.head.kernel.numpy() - saved.model.head.kernel.numpy()).max() > 0.01

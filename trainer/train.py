@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
 import tensorflow as tf
 
 from trainer import divergence
@@ -385,11 +384,13 @@ def _after_divergence(config: Config, state: TrainState, checkpoints: Checkpoint
 
 
 def _describe(config: Config, strategy, state: TrainState, num_train: int, num_eval: int) -> str:
-    parameters = sum(int(np.prod(v.shape)) for v in state.model.trainable_variables)
+    trained = sum(math.prod(v.shape) for v in state.model.trainable_variables)
+    parameters = sum(math.prod(v.shape) for v in state.model.variables if v.trainable)
+    frozen = f", {trained:,} of them trained" if trained != parameters else ""
     several = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
     kind = "MultiWorkerMirroredStrategy" if several else type(strategy).__name__.removesuffix("V1")
     return (
-        f"{config.model.name} ({parameters:,} parameters, {config.precision}) on "
+        f"{config.model.name} ({parameters:,} parameters{frozen}, {config.precision}) on "
         f"{config.data.name} ({num_train:,} to train, {num_eval:,} to evaluate), "
         f"{kind} with {strategy.num_replicas_in_sync} "
         f"replica(s), global batch {config.data.global_batch_size}"

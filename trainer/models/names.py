@@ -61,7 +61,7 @@ def _path_with_dots(model: tf_keras.Model, path: str) -> str:
 
 def libraries(config: Config) -> dict[str, Callable[[Any, str], str]]:
     """Whose names the model's weights may have: the functions of its family's `NAMES`."""
-    return getattr(family_of(config), "NAMES", {"its own": _path_with_dots})
+    return getattr(family_of(config), "NAMES", {"trainer": _path_with_dots})
 
 
 def named_variables(model: tf_keras.Model, name_of: Callable[[Any, str], str]) -> dict[str, Named]:

@@ -1,0 +1,38 @@
+"""ResNet-RS-50 on ImageNet at 160 pixels, by Bello et al. 2021: 78.8 % in 350 epochs there.
+
+Meant for 32 accelerators of 128 images each. Not run here, for want of the data: this repository's
+tests load and validate it. Where the paper is silent, the values are those of imagenet_resnet50.py.
+"""
+
+from trainer.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimizerConfig
+
+
+def get_config() -> Config:
+    return Config(
+        num_epochs=350.0,
+        precision="mixed_bfloat16",
+        sync_bn=False,
+        label_smoothing=0.1,
+        ema_decay=0.9999,
+        model=ModelConfig(name="resnetrs50", num_classes=1000, dropout=0.25),
+        data=DataConfig(
+            name="imagenet2012",
+            train_split="train",
+            eval_split="validation",
+            image_size=160,
+            mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225),
+            crop="random_resized",
+            flip=True,
+            global_batch_size=4096,
+            eval_batch_size=1024,
+        ),
+        augment=AugmentConfig(policy="randaugment", num_layers=2, magnitude=10.0),
+        optimizer=OptimizerConfig(
+            name="sgd",
+            learning_rate=1.6,
+            nesterov=False,
+            weight_decay=4e-5,
+            warmup_epochs=5.0,
+        ),
+    )

@@ -1,0 +1,35 @@
+"""Writes what check_exports.py reads: models as `trainer.export` writes them, and their logits.
+
+python -m tests.parity.exports FOLDER
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from tests.parity.cases import CASES, images
+from tests.test_parity import model_of
+from trainer import tensor_file
+from trainer.config import Config, ModelConfig
+from trainer.weights import torch_tensors
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    for case in CASES:
+        if case.reference != "timm" or case.settings or case.name.startswith(("wrn", "resnet20")):
+            continue
+        if case.name.endswith("_v1"):  # timm's network has its strides elsewhere
+            continue
+        config = Config(model=ModelConfig(name=case.name))
+        model = model_of(case)
+        tensor_file.write(folder / f"{case.name}.safetensors", torch_tensors(config, model), {})
+        logits = model(tf.constant(images(case)), training=False).numpy()
+        np.savez(folder / f"{case.name}.npz", images=images(case), logits=logits)
+        print(case.name, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,263 @@
+"""`python -m trainer.inspect` against what can be computed otherwise."""
+
+import io
+import json
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from absl import flags
+from PIL import Image
+
+from tests.conftest import encode
+from trainer import config as config_lib
+from trainer import inspect, memory
+from trainer.anatomy import anatomy, watching
+from trainer.config import Config
+from trainer.errors import UserError
+from trainer.feature_maps import Activations, activations, grid
+from trainer.models.build import build_model
+
+
+def build(name: str, size: int, *settings: str):
+    config = config_lib.override(
+        Config(), [f"model.name={name}", f"data.image_size={size}", *settings]
+    )
+    return config, build_model(config, channels=3)
+
+
+# --- shapes, counts, fields -------------------------------------------------------------------
+
+SMALL = ["tiny_resnet", "tiny_rs", "tiny_resnext", "tiny_wrn", "tiny_vgg", "tiny_mobilenetv3"]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_shapes_are_those_of_a_call(name):
+    _, model = build(name, 32)
+    direct = {layer.name for layer in model.layers}
+    shapes = {}
+
+    def watch(layer, output):
+        if layer.name in direct:
+            shapes[layer.name] = tuple(output.shape[1:])
+
+    with watching(watch):
+        model(tf.zeros([5, 32, 32, 3]), training=False)
+    rows = anatomy(model, 32, channels=3)
+    assert {row.name: row.output for row in rows}.items() <= shapes.items()
+    assert sum(row.parameters for row in rows) == model.count_params() - sum(
+        int(np.prod(v.shape)) for v in model.non_trainable_variables
+    )
+
+
+def field_by_trial(model, name: str, size: int) -> int:
+    """How many of the image's rows the middle of a layer's output depends on: of as many images as
+    there are rows, each is brighter in another one. With positive weights nothing cancels, no ReLU
+    is off, and no maximum is elsewhere."""
+    for variable in model.variables:
+        variable.assign(tf.abs(variable) + 0.1)
+    found = {}
+
+    def watch(layer, output):
+        if layer.name == name:
+            middle = output.shape[1] // 2
+            found["middle"] = output.numpy()[:, middle, middle]
+
+    brighter = np.eye(size + 1, size)[:, :, None, None] * 100.0  # the last one nowhere
+    with watching(watch):
+        model(tf.cast(np.broadcast_to(1 + brighter, (size + 1, size, size, 1)), tf.float32))
+    depends = np.flatnonzero((found["middle"][:-1] != found["middle"][-1]).any(axis=1))
+    return int(depends[-1] - depends[0] + 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("tiny_resnet", 128), ("tiny_bottleneck", 96), ("tiny_resnext", 96), ("tiny_wrn", 64)],
+)
+def test_receptive_fields_are_what_the_output_depends_on(name, size):
+    config, _ = build(name, size)
+    model = build_model(config, channels=1)
+    rows = [row for row in anatomy(model, size, channels=1) if row.stage != "head"]
+    for row in rows:
+        assert row.receptive_field < size / 2  # so that no edge cuts it off
+        assert row.receptive_field == field_by_trial(model, row.name, size), row.name
+
+
+def test_a_gate_by_the_means_of_the_image_is_left_out_of_the_field_and_the_head_sees_all():
+    _, gated = build("tiny_rs", 64)
+    fields = {row.name: row.receptive_field for row in anatomy(gated, 64, channels=3)}
+    assert fields["head_pool"] is None
+    assert fields["head"] is None
+    assert all(pixels is not None for name, pixels in fields.items() if not name.startswith("head"))
+
+
+def test_what_does_nothing_has_no_row():
+    _, without = build("tiny_resnet", 32)
+    _, dropping = build("tiny_resnet", 32, "model.dropout=0.5")
+    names = [{row.name for row in anatomy(model, 32, 3)} for model in (without, dropping)]
+    assert names[1] - names[0] == {"head_dropout"}
+
+
+# --- memory -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("precision", "bytes_each"), [("float32", 4), ("mixed_bfloat16", 2)])
+def test_activations_are_what_the_gradient_reads(precision, bytes_each):
+    """`convnet` by hand: the normalised image, of 3 channels, and two ReLUs' outputs, of 16 and 32;
+    the means and the logits are small."""
+    config, model = build("convnet", 32, f"precision={precision}")
+    kept = memory.kept_by_layer(memory.training_graph(config, model, 3))
+    convolutions = kept["conv1"] + kept["conv2"]
+    outputs = bytes_each * (32 * 32 * 16 + 16 * 16 * 32)
+    images = bytes_each * 32 * 32 * 3
+    assert outputs <= convolutions <= outputs + images
+    assert sum(kept.values()) <= 1.1 * (outputs + 4 * 32 * 32 * 3 + images)
+
+
+def test_more_slots_and_an_average_take_what_their_variables_do():
+    fixed = {}
+    for setting in ("optimizer.name=sgd", "optimizer.name=adamw", "ema_decay=0.9"):
+        config, model = build("resnet18", 32, setting)
+        graph = memory.training_graph(config, model, 3)
+        fixed[setting] = memory.training_memory(config, model, graph).fixed
+    trainable = 4 * sum(int(np.prod(v.shape)) for v in model.trainable_variables)
+    every = 4 * sum(int(np.prod(v.shape)) for v in model.variables)
+    assert fixed["optimizer.name=adamw"] - fixed["optimizer.name=sgd"] == trainable
+    assert fixed["ema_decay=0.9"] - fixed["optimizer.name=sgd"] == every
+
+
+def test_the_largest_batch_that_fits():
+    estimate = memory.TrainingMemory(fixed=100, per_image=10)
+    assert [estimate.batch_that_fits(m) for m in (99, 109, 110, 159, 160)] == [0, 0, 1, 5, 6]
+
+
+# --- images -----------------------------------------------------------------------------------
+
+
+def test_activations_of_an_image_are_the_stages_outputs():
+    _, model = build("tiny_resnet", 32)
+    image = tf.random.stateless_normal([32, 32, 3], [1, 2])
+    found = {one.stage: one for one in activations(model, image)}
+    assert list(found) == ["stem", "stage1", "stage2", "head"]
+    np.testing.assert_allclose(found["head"].values, model(image[None])[0], rtol=1e-5)
+    x = model.stages[0][0](
+        model.pool(tf.pad(model.stem(image[None]), [[0, 0], [1, 1], [1, 1], [0, 0]]))
+    )
+    np.testing.assert_allclose(found["stage1"].values, x[0], rtol=1e-5, atol=1e-6)
+    statistics = found["stage1"].statistics
+    assert statistics["zeros"] == pytest.approx(np.mean(x == 0))
+    assert statistics["mean"] == pytest.approx(np.mean(x), rel=1e-4)
+    assert statistics["std"] == pytest.approx(np.std(x), rel=1e-4)
+
+
+def test_the_picture_has_the_most_varied_maps_each_from_black_to_white():
+    values = np.zeros((2, 2, 10), np.float32)
+    for channel in range(10):
+        values[0, 0, channel] = channel  # the last one varies most; channel 0 not at all
+    picture = grid([Activations("a", values), Activations("head", np.zeros(5, np.float32))])
+    assert picture.shape == (116, 8 * 116)  # no row for what has no height
+    assert picture.dtype == np.uint8
+    tiles = picture.reshape(116, 8, 116).transpose(1, 0, 2)
+    assert [tile[2, 2] for tile in tiles] == [255] * 8  # the pixel that is greatest
+    assert [tile[60, 60] for tile in tiles] == [0] * 8
+    constant = grid([Activations("a", np.ones((2, 2, 1), np.float32))])
+    assert constant[60, 60] == 0  # of one number there is no contrast
+    assert (constant[:, 116:] == 255).all()  # maps that are not there
+
+
+# --- the command ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """What the command prints, to stdout and stderr."""
+
+    def call(*arguments: str) -> tuple[str, str]:
+        saved = flags.FLAGS.flag_values_dict()
+        present = {name: flags.FLAGS[name].present for name in saved}
+        try:
+            flags.FLAGS.mark_as_parsed()
+            for name in flags.FLAGS:
+                flags.FLAGS[name].present = 0
+            flags.FLAGS(["inspect", *inspect._joined(list(arguments))])
+            assert inspect.inspect() == 0
+        finally:
+            for name, value in saved.items():
+                flags.FLAGS[name].value = value
+                flags.FLAGS[name].present = present[name]
+        output = capsys.readouterr()
+        return output.out, output.err
+
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    return call
+
+
+def test_the_table_in_three_formats_says_the_same(run):
+    arguments = ("--model=resnet18", "--image_size=64", "--memory_gib=4")
+    content = json.loads(run(*arguments, "--format=json")[0])
+    assert content["model"] == "resnet18"
+    assert content["total"]["parameters"] == 11_689_512
+    assert content["num_classes"] == 1000
+    fits = content["training_memory_estimate"]
+    for estimate in fits.values():
+        room = 4 * 2**30 - estimate["fixed_bytes"]
+        assert estimate["batch_that_fits"] == room // estimate["bytes_per_image"]
+    table, markdown = run(*arguments)[0], run(*arguments, "--format=md")[0]
+    for text in (table, markdown):
+        for row in content["rows"]:
+            # The last: a stage of one layer may have that one's name.
+            words = [line.replace("|", " ").split() for line in text.splitlines()]
+            line = [line for line in words if line[:1] == [row["name"]]][-1]
+            assert "x".join(map(str, row["output"])) in line
+            assert f"{row['parameters']:,}" in line
+        assert f"{fits['float32']['batch_that_fits']:,} images" in text
+        assert "estimate" in text
+    lines = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_two_models_side_by_side(run):
+    out, _ = run("--diff", "resnet18", "resnet18d", "--image_size=64", "--format=md")
+    assert "A: resnet18, B: resnet18d" in out
+    stem = next(line for line in out.splitlines() if line.startswith("| stem "))
+    assert "9,536" in stem and "28,768" in stem  # parameters: published stems
+    total = next(line for line in out.splitlines() if line.startswith("| total "))
+    assert "11,689,512" in total and "11,708,744" in total
+    both = json.loads(run("--diff", "resnet18", "vgg11_bn", "--image_size=64", "--format=json")[0])
+    assert [model["model"] for model in both["models"]] == ["resnet18", "vgg11_bn"]
+
+
+def test_an_image_is_shown_with_weights_and_without(run, photos, tmp_path):
+    photo, out = tmp_path / "photo.jpg", tmp_path / "maps.png"
+    photo.write_bytes(encode(photos[0]))
+    arguments = (f"--image={photo}", "--model=resnet18", "--image_size=64", f"--out={out}")
+    text, notes = run(*arguments)
+    assert "stage4" in text
+    assert "weights are random" in notes
+    picture = Image.open(io.BytesIO(out.read_bytes()))
+    assert picture.size == (8 * 116, 5 * 116)  # stem and four stages
+    content = json.loads(run(*arguments, "--format=json", "--channels=1")[0])
+    assert content["stages"]["stage4"]["output"] == [2, 2, 512]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--model: must name a model, as --model=resnet50; or give --config"),
+        (["--model=resnet_50"], "unknown model 'resnet_50'; did you mean 'resnet50'?"),
+        (["--diff", "resnet18"], "--diff=resnet18: must be two models"),
+        (["--diff=resnet18,resnet34", "--model=resnet50"], "must be two models"),
+        (["--model=resnet18", "--image=nowhere.jpg"], "--image=nowhere.jpg: is not a file"),
+        (["--model=resnet18", f"--image={__file__}", "--out=x.gif"], "--out=x.gif: must end in"),
+        (["--model=resnet18", f"--image={__file__}", "--out=/no/x.png"], "/no is not there"),
+        (["--model=resnet18", f"--image={__file__}"], "is no image"),
+        (["--model=vgg11_bn", "--image_size=8"], "data.image_size (8): must be at least 32"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(run, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        run(*arguments)
+    assert message in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
