@@ -51,7 +51,16 @@ def test_each_family_trains_on_two_replicas(digits_config, digits, name, precisi
     assert unmoved == []
 
 
-@pytest.mark.parametrize("name", ["tiny_resnext", "tiny_wrn", "tiny_mobilenetv3", "tiny_rs"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tiny_rs",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("tiny_resnext", "tiny_wrn", "tiny_mobilenetv3")
+        ),
+    ],
+)
 def test_two_replicas_and_one_train_the_same(digits_config, digits, name):
     config = config_of(digits_config, name, "model.dropout=0.2", "model.stochastic_depth=0.3")
     one, two = (Run(config, digits, strategy_of(n)) for n in (1, 2))

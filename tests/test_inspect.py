@@ -224,14 +224,16 @@ def test_two_models_side_by_side(run):
     assert "9,536" in stem and "28,768" in stem  # parameters: published stems
     total = next(line for line in out.splitlines() if line.startswith("| total "))
     assert "11,689,512" in total and "11,708,744" in total
-    both = json.loads(run("--diff", "resnet18", "vgg11_bn", "--image_size=64", "--format=json")[0])
-    assert [model["model"] for model in both["models"]] == ["resnet18", "vgg11_bn"]
+    both = json.loads(
+        run("--diff", "tiny_resnet", "tiny_vgg", "--image_size=32", "--format=json")[0]
+    )
+    assert [model["model"] for model in both["models"]] == ["tiny_resnet", "tiny_vgg"]
 
 
 def test_an_image_is_shown_with_weights_and_without(run, photos, tmp_path):
     photo, out = tmp_path / "photo.jpg", tmp_path / "maps.png"
     photo.write_bytes(encode(photos[0]))
-    arguments = (f"--image={photo}", "--model=resnet18", "--image_size=64", f"--out={out}")
+    arguments = (f"--image={photo}", "--model=resnet18", "--image_size=64", f"--picture={out}")
     text, notes = run(*arguments)
     assert "stage4" in text
     assert "weights are random" in notes
@@ -249,8 +251,11 @@ def test_an_image_is_shown_with_weights_and_without(run, photos, tmp_path):
         (["--diff", "resnet18"], "--diff=resnet18: must be two models"),
         (["--diff=resnet18,resnet34", "--model=resnet50"], "must be two models"),
         (["--model=resnet18", "--image=nowhere.jpg"], "--image=nowhere.jpg: is not a file"),
-        (["--model=resnet18", f"--image={__file__}", "--out=x.gif"], "--out=x.gif: must end in"),
-        (["--model=resnet18", f"--image={__file__}", "--out=/no/x.png"], "/no is not there"),
+        (
+            ["--model=resnet18", f"--image={__file__}", "--picture=x.gif"],
+            "--picture=x.gif: must end in",
+        ),
+        (["--model=resnet18", f"--image={__file__}", "--picture=/no/x.png"], "/no is not there"),
         (["--model=resnet18", f"--image={__file__}"], "is no image"),
         (["--model=vgg11_bn", "--image_size=8"], "data.image_size (8): must be at least 32"),
     ],

@@ -42,7 +42,16 @@ def distance(ours: tf.Tensor, reference: list[list[float]]) -> float:
     return float(np.abs(ours.numpy() - expected).max() / np.abs(expected).max())
 
 
-@pytest.mark.parametrize("case", CASES, ids=[case.key for case in CASES])
+LARGE = {"resnet101", "seresnet50", "wide_resnet50_2", "vgg13_bn", "mobilenetv2_140", "resnet34"}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=case.key, marks=[pytest.mark.slow] if case.name in LARGE else [])
+        for case in CASES
+    ],
+)
 def test_logits_and_gradients_are_those_of_the_reference(case):
     golden, model, x = GOLDEN["cases"][case.key], model_of(case), tf.constant(images(case))
     assert sum(int(np.prod(v.shape)) for v in model.trainable_variables) == golden["parameters"]

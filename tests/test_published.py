@@ -37,13 +37,15 @@ def table() -> dict[str, Line]:
     return {row[0].strip("`"): Line(*row) for row in rows}
 
 
-def is_deep(name: str) -> bool:
-    return int(re.findall(r"\d+", name)[0]) > 60 and not name.startswith("mobilenet")
+def is_large(name: str) -> bool:
+    depth = int(re.findall(r"\d+", name)[0])
+    wide = name.startswith(("wide", "resnext", "vgg16", "vgg19"))
+    return wide or (depth > 60 and not name.startswith("mobilenet"))
 
 
 NAMES = [name for name, module in MODELS.items() if module.startswith("trainer.")]
 EACH_NAME = [
-    pytest.param(name, marks=[pytest.mark.slow] if is_deep(name) else []) for name in NAMES
+    pytest.param(name, marks=[pytest.mark.slow] if is_large(name) else []) for name in NAMES
 ]
 
 
@@ -137,7 +139,7 @@ def test_wide_residual_networks_follow_the_closed_form(name):
         ("resnet50_v1", 483),
         pytest.param("resnet101_v1", 1027, marks=pytest.mark.slow),
         pytest.param("resnet152_v1", 1507, marks=pytest.mark.slow),
-        ("vgg16_bn", 212),
+        pytest.param("vgg16_bn", 212, marks=pytest.mark.slow),
     ],
 )
 def test_receptive_fields_are_the_published_ones(name, pixels):

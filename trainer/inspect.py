@@ -13,7 +13,7 @@ from typing import Any
 
 from absl import flags
 
-from trainer import cli
+from trainer import cli, config_flags
 from trainer import config as config_lib
 from trainer.config import Config
 from trainer.config_flags import CONFIG, SET
@@ -36,7 +36,10 @@ _MEMORY_GIB = flags.DEFINE_float(
 )
 _DIFF = flags.DEFINE_list("diff", [], "Two models to compare: --diff A B.")
 _IMAGE = flags.DEFINE_string("image", "", "An image file: what its stages make of it.")
-_OUT = flags.DEFINE_string("out", "feature_maps.png", "The picture of these, for --image.")
+_PICTURE = flags.DEFINE_string(
+    "picture", "feature_maps.png", "The file for their feature maps, for --image."
+)
+flags.adopt_module_key_flags(config_flags)  # so that --help lists them
 
 
 def inspect() -> int:
@@ -95,11 +98,11 @@ def _config(name: str) -> Config:
 
 
 def _check_files() -> None:
-    out = Path(_OUT.value).expanduser()
+    out = Path(_PICTURE.value).expanduser()
     if out.suffix != ".png":
-        raise UserError(f"--out={out}: must end in .png")
+        raise UserError(f"--picture={out}: must end in .png")
     if not out.parent.is_dir():
-        raise UserError(f"--out={out}: the folder {out.parent} is not there; make it first")
+        raise UserError(f"--picture={out}: the folder {out.parent} is not there; make it first")
     if not Path(_IMAGE.value).expanduser().is_file():
         raise UserError(f"--image={_IMAGE.value}: is not a file")
 
@@ -130,12 +133,12 @@ def _print_activations(config: Config) -> None:
         _note(load_weights(config, model))
     found = activations(model, normalize(image, config))
     print(report.render_activations(config, found, _FORMAT.value), end="")
-    out = Path(_OUT.value).expanduser()
+    out = Path(_PICTURE.value).expanduser()
     picture = grid(found)
     try:
         out.write_bytes(tf.io.encode_png(picture[:, :, None]).numpy())
     except OSError as error:
-        raise UserError(f"--out={out}: cannot be written ({error.strerror})") from None
+        raise UserError(f"--picture={out}: cannot be written ({error.strerror})") from None
     maps = [one.stage for one in found if one.values.ndim == 3]
     _note(f"{out}: a row of feature maps each for {', '.join(maps)}")
 

@@ -9,7 +9,7 @@ import shlex
 
 from absl import flags
 
-from trainer import cli
+from trainer import cli, config_flags
 from trainer import cluster as cluster_lib
 from trainer import config as config_lib
 from trainer.config_flags import CONFIG, SET
@@ -38,6 +38,8 @@ _CLUSTER_TIMEOUT_S = flags.DEFINE_float(
     "How long workers wait for each other at the start, in seconds.",
     lower_bound=0,
 )
+
+flags.adopt_module_key_flags(config_flags)  # so that --help lists them
 
 
 def train() -> int:
