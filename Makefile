@@ -29,6 +29,7 @@ parity: .venv/installed-dev .venv-parity/installed
 	rm -rf .venv-parity/exports && mkdir .venv-parity/exports
 	$(BIN)/python -m tests.parity.exports .venv-parity/exports
 	.venv-parity/bin/python -m tests.parity.check_exports .venv-parity/exports
+	rm -rf .venv-parity/exports
 	$(BIN)/python -m pytest tests/test_parity.py tests/test_published.py
 
 bench: .venv/installed

@@ -4,8 +4,8 @@
         --set model.weights=resnet50.safetensors --set model.num_classes=37
 
 `photos/train/CLASS/*` and `photos/val/CLASS/*`; the weights are timm's, torchvision's or a run's.
-For one accelerator with 16 GiB. Run here with random weights alone, for want of others: the tests
-load and validate it, and fine-tune smaller models.
+For one accelerator with 16 GiB, by `trainer.inspect`'s estimate. Not run here, for want of such
+weights: the tests load and validate it, and fine-tune smaller models.
 """
 
 from trainer.config import Config, DataConfig, ModelConfig, OptimizerConfig

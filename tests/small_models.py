@@ -29,6 +29,18 @@ def convnet(config: Config) -> tf_keras.Model:
     )
 
 
+def keras_norm(config: Config) -> tf_keras.Model:
+    """With Keras' own batch norm, as a model of a user's may have."""
+    return tf_keras.Sequential(
+        [
+            layers.Conv2D(8, 3, padding="same", name="conv1"),
+            layers.BatchNormalization(name="norm1"),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(config.model.num_classes, dtype="float32", name="head"),
+        ]
+    )
+
+
 class Fragile(tf_keras.Model):
     """Softmax regression that answers a wholly white image with NaN, as if a file were broken."""
 
@@ -124,6 +136,7 @@ MODELS: dict[str, Callable[[Config], tf_keras.Model]] = {
     "linear": linear,
     "resnet8": _resnet(bottleneck=False, depths=(1, 1, 1), widths=(16, 32, 64), stem="cifar"),
     "convnet": convnet,
+    "keras_norm": keras_norm,
     "fragile": fragile,
     "overflowing": overflowing,
     "hungry": hungry,

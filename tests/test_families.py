@@ -87,6 +87,15 @@ def test_what_training_leaves_out_depends_on_the_step_and_not_on_the_parts(digit
     assert abs(losses(Run(other, digits, strategy_of(1)), 1)[0] - first[0]) > 1e-3
 
 
+def test_replicas_agree_on_the_statistics_of_a_batch_norm_that_is_not_ours(digits_config, digits):
+    config = config_of(digits_config, "keras_norm", "sync_bn=false")
+    run = Run(config, digits, strategy_of(2))
+    losses(run, 3)
+    for variable in run.state.model.variables:
+        first, second = run.strategy.experimental_local_results(variable)
+        np.testing.assert_array_equal(first, second)
+
+
 # --- random numbers ---------------------------------------------------------------------------
 
 
@@ -203,7 +212,8 @@ def test_a_setting_that_a_family_lacks_is_refused(name, setting):
 
 def test_vgg_says_how_large_images_must_be():
     with pytest.raises(
-        UserError, match=r"data.image_size \(16\): must be at least 32 for vgg11_bn"
+        UserError,
+        match=r"data.image_size \(16\): must be at least 32 for vgg11_bn.*data.train_sizes",
     ):
         build("model.name=vgg11_bn", size=16)
 

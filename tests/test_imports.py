@@ -14,7 +14,7 @@ ALLOWED = {
     "stopwatch": "",
     "registries": "",  # trainer/data/__init__.py and trainer/models/__init__.py: dicts of names
     "config": "errors registries",
-    "config_flags": "",
+    "shared_flags": "",
     "tensor_file": "errors",
     "cli": "errors",
     "cluster": "errors config",
@@ -29,7 +29,7 @@ ALLOWED = {
     "weights": "errors config tensor_file models",
     "anatomy": "models",
     "feature_maps": "models anatomy",
-    "memory": "config losses models steps",  # of steps, what comes before the model
+    "memory": "config losses models optim steps",  # of steps, what comes before the model
     "report": "config models anatomy feature_maps memory",
     "checkpoint": "errors config data state",  # of data, what a source says of itself
     "summaries": "errors config run_folder steps",  # of steps, the metrics of a loop
@@ -38,13 +38,13 @@ ALLOWED = {
     "divergence": "errors config data state steps checkpoint",
     "train": "errors stopwatch config run_folder losses optim models data state steps checkpoint "
     "summaries bad_examples strategy divergence weights",
-    "main": "errors stopwatch config config_flags cli cluster run_folder strategy train",
-    "prepare": "errors config cli run_folder data",
-    "export": "errors cli tensor_file models weights",
-    "inspect": "errors config config_flags cli models data steps weights feature_maps report",
+    "main": "errors stopwatch config shared_flags cli cluster run_folder strategy train",
+    "prepare": "errors config shared_flags cli run_folder data",
+    "export": "errors shared_flags cli tensor_file models weights",
+    "inspect": "errors config shared_flags cli models data steps weights feature_maps report",
 }
 WITHOUT_TENSORFLOW = (
-    *("errors", "stopwatch", "registries", "config", "config_flags", "tensor_file", "cli"),
+    *("errors", "stopwatch", "registries", "config", "shared_flags", "tensor_file", "cli"),
     *("cluster", "run_folder"),
 )
 

@@ -35,6 +35,7 @@ dataset = tf.data.Dataset.from_tensors(batches).repeat()
 iterator = iter(strategy.experimental_distribute_dataset(dataset))
 loop.get_concrete_function(iterator, tf.constant(1))
 before = status("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")  # the peak from here on
 for _ in range(3):
     loop(iterator, tf.constant(1))
 print(status("VmHWM") - before)
@@ -43,7 +44,9 @@ print(status("VmHWM") - before)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
-@pytest.mark.parametrize(("name", "batch"), [("resnet50", 16), ("mobilenetv2_100", 32)])
+@pytest.mark.parametrize(
+    ("name", "batch"), [("resnet50", 16), ("mobilenetv2_100", 32), ("vgg11_bn", 8)]
+)
 def test_the_estimate_is_within_15_percent_of_a_measured_peak(name, batch, precision):
     settings = [
         f"model.name={name}",
@@ -59,4 +62,4 @@ def test_the_estimate_is_within_15_percent_of_a_measured_peak(name, batch, preci
     state = 4 * sum(int(np.prod(v.shape)) for v in (*model.variables, *model.trainable_variables))
     estimate = memory.training_memory(config, model, memory.training_graph(config, model, 3))
     measured = int(done.stdout) + state
-    assert estimate.fixed + batch * estimate.per_image == pytest.approx(measured, rel=0.15)
+    assert estimate.at(batch) == pytest.approx(measured, rel=0.15)

@@ -85,8 +85,7 @@ def test_counts_are_the_published_ones(name):
     assert line.multiply_adds == f"{multiply_adds:,}"
     if line.published_parameters.endswith(" M"):
         number = line.published_parameters.removesuffix(" M")
-        digits = len(number.partition(".")[2])
-        assert abs(parameters / 1e6 - float(number)) <= 0.6 * 10**-digits
+        assert f"{parameters / 1e6:.{len(number.partition('.')[2])}f}" == number
     else:
         assert line.published_parameters == f"{parameters:,}"
     published = line.published_multiply_adds

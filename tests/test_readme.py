@@ -34,20 +34,36 @@ def _words(command: str) -> list[str]:
     return words[: words.index("&")] if "&" in words else words
 
 
-@pytest.mark.parametrize("command", [c for c in _commands() if "-m trainer.main" in c])
-def test_every_training_command_parses(command):
+VERBS = {"main": main, "inspect": inspect}
+
+
+@pytest.mark.parametrize("command", [c for c in _commands() if re.search(r"-m trainer\.\w", c)])
+def test_every_command_parses(command):
     words = _words(command)
+    module = words[words.index("-m") + 1]
+    arguments = words[words.index(module) + 1 :]
+    if module in ("trainer.prepare", "trainer.export"):  # which have flags of one name
+        text = (_ROOT / f"{module.replace('.', '/')}.py").read_text()
+        known = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"|declare_key_flag\("(\w+)"', text))
+        names = {name for pair in known for name in pair if name}
+        assert {word.partition("=")[0].lstrip("-") for word in arguments} <= names
+        return
+    assert module.removeprefix("trainer.") in VERBS
     values = flags.FlagValues()
-    for module in ("trainer.main", "trainer.config_flags"):
-        for flag in flags.FLAGS.flags_by_module_dict()[module]:
+    for name in (module, "trainer.shared_flags"):
+        for flag in flags.FLAGS.flags_by_module_dict()[name]:
             values[flag.name] = flags.FLAGS[flag.name]
     saved = {name: values[name].value for name in values}
     try:
-        rest = values([words[0], *words[words.index("trainer.main") + 1 :]])
-        assert rest == [words[0]]
-        assert values["strategy"].value in main.STRATEGIES
-        path = _ROOT / values["config"].value
-        config_lib.override(config_lib.load(str(path)), values["set"].value)
+        assert values([module, *inspect._joined(arguments)]) == [module]
+        if module == "trainer.main":
+            assert values["strategy"].value in main.STRATEGIES
+            path = _ROOT / values["config"].value
+            config_lib.override(config_lib.load(str(path)), values["set"].value)
+        if module == "trainer.inspect":
+            config_lib.override(config_lib.Config(), values["set"].value)
+            for name in values["diff"].value or [values["model"].value]:
+                assert name in MODELS
     finally:
         for name, value in saved.items():
             values[name].value = value
@@ -112,21 +128,3 @@ def test_the_example_of_a_model_trains_and_is_looked_into(digits_config, digits,
     rows = anatomy(run.state.model, config.data.image_size, channels=1)
     assert [row.stage for row in rows] == ["stage1", "stage2", "head", "head"]
     assert "stage1_block.conv.weight" in torch_tensors(config, run.state.model)
-
-
-@pytest.mark.parametrize("command", [c for c in _commands() if "-m trainer.inspect" in c])
-def test_every_inspecting_command_parses(command):
-    words = _words(command)
-    values = flags.FlagValues()
-    for module in ("trainer.inspect", "trainer.config_flags"):
-        for flag in flags.FLAGS.flags_by_module_dict()[module]:
-            values[flag.name] = flags.FLAGS[flag.name]
-    saved = {name: values[name].value for name in values}
-    try:
-        arguments = inspect._joined(words[words.index("trainer.inspect") + 1 :])
-        assert values(["inspect", *arguments]) == ["inspect"]
-        for name in values["diff"].value or [values["model"].value]:
-            assert name in MODELS
-    finally:
-        for name, value in saved.items():
-            values[name].value = value

@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras
 from safetensors.numpy import load_file, save_file
 
 from tests.conftest import strategy_of
@@ -26,6 +27,7 @@ from trainer.checkpoint import Checkpoints, run_metadata
 from trainer.config import Config
 from trainer.errors import PreemptedError, UserError
 from trainer.models.build import build_model
+from trainer.models.names import libraries, named_variables
 from trainer.models.stages import stages_of
 from trainer.run_folder import RunFolder
 from trainer.state import TrainState
@@ -62,8 +64,6 @@ def test_a_file_gives_the_logits_of_the_library_that_wrote_it(case: Case, tmp_pa
     """Of timm and of torchvision, by the golden logits: also what they lay out otherwise."""
     source = model_of(case)
     path = tmp_path / "weights.safetensors"
-    from trainer.models.names import libraries, named_variables
-
     known = libraries(config_of_case(case))
     named = named_variables(source, known.get(case.reference) or next(iter(known.values())))
     tensors = {name: one.to_torch() for name, one in named.items()}
@@ -162,11 +162,11 @@ def test_the_prefix_of_parallel_models_is_taken_off(tmp_path):
         ("resnet18", "resnet34", ["is not resnet34", "102 of 182 tensors fit",
                                   "layer1.2.conv1.weight is not there", "and 75 more"]),
         ("resnet34", "resnet18", ["is not resnet18", "102 of 102 tensors fit",
-                                  "layer1.2.bn1.bias is not in resnet18"]),
+                                  "layer1.2.bn1.bias is not in the model"]),
         ("resnet18", "seresnet18", ["layer1.0.se.fc1.weight is not there"]),
         ("resnet18", "resnet18d", ["conv1.0.weight is not there"]),
         ("wrn28_2", "wrn16_4", ["stage1_block1.conv1.weight is 32x16x3x3, must be 64x16x3x3"]),
-        ("mobilenetv2_050", "resnet20", ["0 of 107 tensors fit"]),
+        ("mobilenetv2_050", "resnet20", ["4 of 107 tensors fit"]),
     ],
 )  # fmt: skip
 def test_weights_of_another_model_are_refused_with_the_first_mismatches(
@@ -210,6 +210,36 @@ def test_a_file_that_cannot_be_used_is_named_with_the_reason(tmp_path, make, rea
         load(path)
     assert str(caught.value).startswith(f"model.weights: {path}")
     assert reason in str(caught.value)
+
+
+def _with(**values):
+    def change(tensors):
+        return tensors | {name.replace("__", "."): value for name, value in values.items()}
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (_with(fc__bias=np.array(1.0)), "fc.bias is a single number, must be 10"),
+        (_with(bn1__weight=np.full(64, np.nan, np.float32)), "bn1.weight holds numbers that are"),
+        (_with(fc__bias=np.zeros(0, np.float32)), "fc.bias is 0, must be 10"),
+    ],
+)
+def test_broken_numbers_are_named(tmp_path, change, part):
+    with pytest.raises(UserError) as caught:
+        load(save(tmp_path / "w.safetensors", change=change))
+    assert part in str(caught.value)
+
+
+def test_torchvision_s_mobilenetv3_needs_its_epsilon(tmp_path):
+    case = next(c for c in CASES if c.key.startswith("torchvision mobilenetv3_small"))
+    known = libraries(config_of_case(case))["torchvision"]
+    tensors = {n: one.to_torch() for n, one in named_variables(model_of(case), known).items()}
+    save_file(tensors, tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match=r"model.batch_norm_epsilon=0.001, not 1e-05; set it too"):
+        load(tmp_path / "w.safetensors", "mobilenetv3_small_100")
 
 
 def test_without_pytorch_its_format_is_refused_with_what_to_do(tmp_path, monkeypatch):
@@ -293,6 +323,37 @@ def test_another_average_than_there_is_and_other_checkpoints_are_refused(tmp_pat
         read_checkpoint(Path(path))
 
 
+@pytest.mark.parametrize("setting", ["model.batch_norm_epsilon=0.001", "model.blur_pool=true"])
+def test_what_computes_something_else_with_the_same_shapes_is_refused(
+    run_folder, small_config, setting
+):
+    field, _, value = setting.partition("=")
+    loading = config_lib.override(small_config, [f"model.weights={run_folder}", setting])
+    model = build_model(loading, channels=1)
+    with pytest.raises(UserError) as caught:
+        load_weights(loading, model)
+    assert f"was trained with {field}=" in str(caught.value)
+    assert f"not {value.capitalize()}; set it too" in str(caught.value)
+
+
+def test_the_classes_of_a_head_that_is_kept_are_told(run_folder, small_config):
+    loading = config_lib.override(small_config, [f"model.weights={run_folder}"])
+    assert "its classes were 0, 1, 2, 3, 4, …" in load_weights(loading, build_model(loading, 1))
+
+
+@pytest.mark.parametrize("bytes_left", [0.0, 0.5, 0.99])
+def test_a_damaged_checkpoint_is_told_in_a_line(run_folder, tmp_path, bytes_left):
+    for path in (run_folder / "checkpoints").glob("ckpt-4*"):
+        content = path.read_bytes()
+        kept = int(len(content) * bytes_left) if ".data" in path.name else len(content)
+        (tmp_path / path.name).write_bytes(content[:kept])
+    policy = tf_keras.mixed_precision.global_policy()
+    with pytest.raises(UserError) as caught:
+        read_checkpoint(tmp_path / "ckpt-4")
+    assert str(caught.value).startswith(f"{tmp_path}/ckpt-4: is ")
+    assert tf_keras.mixed_precision.global_policy() is policy
+
+
 def test_a_file_s_metadata_say_what_the_numbers_mean(tmp_path):
     tensor_file.write(
         tmp_path / "x.safetensors", {"a": np.zeros(2)}, {"class_names": json.dumps(["é", "b"])}
@@ -336,6 +397,11 @@ def test_the_frozen_part_normalises_in_training_as_in_evaluation(digits_config):
     np.testing.assert_array_equal(model.stem(x, training=True), model.stem(x, training=False))
     free = build_model(config_of(digits_config, "tiny_resnet"), channels=1)
     assert np.abs(free.stem(x, training=True) - free.stem(x, training=False)).max() > 0.1
+
+
+def test_batch_norm_in_inference_mode_needs_batch_norm(digits_config):
+    with pytest.raises(UserError, match=r"model.batch_norm_inference \(True\): convnet has no"):
+        build_model(config_of(digits_config, "convnet", "model.batch_norm_inference=true"), 1)
 
 
 def test_batch_norm_in_inference_mode_learns_scales_and_leaves_statistics(digits_config, digits):

@@ -53,8 +53,8 @@ def watching(watch: Watch) -> Iterator[None]:
 
 def anatomy(model: tf_keras.Model, image_size: int, channels: int) -> list[Row]:
     """The direct layers of a model in the order of their calls, without those that do nothing."""
-    direct = {id(layer): layer for layer in model.layers}
-    outputs: dict[str, tf.Tensor] = {}
+    direct = {id(layer) for layer in model.layers}
+    calls: dict[str, tuple[tf_keras.layers.Layer, tf.Tensor]] = {}  # the last of each layer
     multiply_adds: Counter[str] = Counter()
     inside: Counter[str] = Counter()  # since the last direct layer was done
 
@@ -64,7 +64,7 @@ def anatomy(model: tf_keras.Model, image_size: int, channels: int) -> list[Row]:
                 positions = math.prod(output.shape[1:-1])
                 inside[layer.name] += positions * math.prod(getattr(layer, kernel).shape)
         if id(layer) in direct:
-            outputs[layer.name] = output
+            calls[layer.name] = layer, output
             multiply_adds[layer.name] += inside.total()
             inside.clear()
 
@@ -78,16 +78,15 @@ def anatomy(model: tf_keras.Model, image_size: int, channels: int) -> list[Row]:
     fields = _receptive_fields(graph)
     return [
         Row(
-            stage_of(direct_layer),
+            stage_of(layer),
             name,
             tuple(output.shape[1:]),
-            sum(math.prod(v.shape) for v in direct_layer.variables if v.trainable),
+            sum(math.prod(v.shape) for v in layer.variables if v.trainable),
             multiply_adds[name],
             fields[output.op.name].pixels,
         )
-        for name, output in outputs.items()
-        for direct_layer in [next(layer for layer in direct.values() if layer.name == name)]
-        if not _is_idle(direct_layer)
+        for name, (layer, output) in calls.items()
+        if not _is_idle(layer)
     ]
 
 

@@ -72,11 +72,11 @@ class ModelConfig(_Section):
     """Which network, and what it starts from.
 
     `zero_init_residual`: the last batch norm scale of each block starts at 0, so that a block
-    starts as the identity (Goyal et al. 2017, section 5.1). `blur_pool`: what shrinks the image is
-    blurred (Zhang 2019). `stochastic_depth`: the probability that training leaves the last block's
-    residual out, falling to 0 towards the first (Huang et al. 2016). `dropout`: of what the
-    classifier reads; in wide residual networks, between a block's convolutions. Families that lack
-    a setting refuse it.
+    starts as the identity (Goyal et al. 2017, section 5.1). `blur_pool`: the stem's max pool and
+    the blocks' convolutions shrink the image by a blur (Zhang 2019). `stochastic_depth`: the
+    probability that training leaves the last block's residual out, falling to 0 towards the first
+    (Huang et al. 2016). `dropout`: of what the classifier reads; in wide residual networks, between
+    a block's convolutions. Families that lack one of these three refuse it.
 
     `weights`: a file of a model's weights, `.safetensors` or `.pth`, of timm, torchvision or
     `trainer.export`; or a run's folder, or one of its checkpoints. The head starts anew where the
@@ -101,6 +101,7 @@ class ModelConfig(_Section):
     def _check_ranges(self) -> None:
         self._require_name("name", MODELS, "model")
         self._require(self.num_classes >= 2, "num_classes", "at least 2")
+        self._require(self.weights != "", "weights", "a path, or none")
         self._require(0 <= self.stochastic_depth < 1, "stochastic_depth", "in [0, 1)")
         self._require(0 <= self.dropout < 1, "dropout", "in [0, 1)")
         self._require(0 <= self.batch_norm_momentum < 1, "batch_norm_momentum", "in [0, 1)")

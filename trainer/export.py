@@ -7,31 +7,33 @@ Tensors have timm's names and PyTorch's layout, so that `timm.create_model(…)`
 """
 
 import json
+import os
 from pathlib import Path
 
 from absl import flags
 
 from trainer import cli
 from trainer.errors import EXIT_DONE, UserError
+from trainer.shared_flags import OUT
 
 _TO = flags.DEFINE_enum("to", "safetensors", ["safetensors"], "The format.")
 _RUN = flags.DEFINE_string("run", "", "A run's folder (its best checkpoint), or a checkpoint.")
-_OUT = flags.DEFINE_string("out", "", "The file to write.")
 _WEIGHTS = flags.DEFINE_enum(
     "weights",
     "auto",
     ["auto", "raw", "average"],
     "Which; auto: the moving average where there is one.",
 )
+flags.declare_key_flag("out")
 
 
 def export() -> int:
     """Does what the flags say and returns the exit code."""
     if not _RUN.value:
         raise UserError("--run: must name a run's folder, or one of its checkpoints")
-    if not _OUT.value:
+    if not OUT.value:
         raise UserError(f"--out: must name a file, as --out=model.{_TO.value}")
-    out = Path(_OUT.value).expanduser()
+    out = Path(OUT.value).expanduser()
     if out.suffix != f".{_TO.value}":
         raise UserError(f"--out={out}: must end in .{_TO.value}")
     if not out.parent.is_dir():
@@ -42,7 +44,10 @@ def export() -> int:
     from trainer.weights import read_checkpoint, torch_tensors
 
     average = {"auto": None, "raw": False, "average": True}[_WEIGHTS.value]
-    saved = read_checkpoint(Path(_RUN.value).expanduser(), average)
+    try:
+        saved = read_checkpoint(Path(os.path.expanduser(_RUN.value)), average)
+    except UserError as error:
+        raise UserError(f"--run: {error}") from None
     tensors = torch_tensors(saved.config, saved.model)
     metadata = {name: json.dumps(value) for name, value in saved.metadata.items()}
     tensor_file.write(out, tensors, {"format": "pt", **metadata})

@@ -58,6 +58,7 @@ def grid(found: list[Activations]) -> np.ndarray:
 
 
 def _tile(values: np.ndarray) -> np.ndarray:
+    values = np.nan_to_num(values)  # of weights that have diverged
     low, high = values.min(), values.max()
     scaled = (values - low) / (high - low) if high > low else np.zeros_like(values)
     shown = tf.image.resize(scaled[:, :, None] * 255.0, [_TILE, _TILE], "nearest")

@@ -6,18 +6,20 @@ python -m trainer.inspect --model=resnet50 --image=photo.jpg --set model.weights
 """
 
 import dataclasses
+import itertools
+import math
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 
-from trainer import cli, config_flags
+from trainer import cli
 from trainer import config as config_lib
 from trainer.config import Config
-from trainer.config_flags import CONFIG, SET
 from trainer.errors import EXIT_DONE, UserError
+from trainer.shared_flags import CONFIG, SET
 
 # The statistics of ImageNet's pixels that most published weights were trained with.
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -29,7 +31,9 @@ _IMAGE_SIZE = flags.DEFINE_integer(
 _NUM_CLASSES = flags.DEFINE_integer(
     "num_classes", None, "Classes [the config's; 1000 without one].", lower_bound=2
 )
-_CHANNELS = flags.DEFINE_enum("channels", "3", ["1", "3"], "Of the images.")
+_CHANNELS = flags.DEFINE_enum(
+    "channels", None, ["1", "3"], "Of the images [as many as the config has means for, else 3]."
+)
 _FORMAT = flags.DEFINE_enum("format", "table", ["table", "md", "json"], "What is printed.")
 _MEMORY_GIB = flags.DEFINE_float(
     "memory_gib", 16.0, "How large a batch fits in this for training, in GiB.", lower_bound=0.001
@@ -39,32 +43,39 @@ _IMAGE = flags.DEFINE_string("image", "", "An image file: what its stages make o
 _PICTURE = flags.DEFINE_string(
     "picture", "feature_maps.png", "The file for their feature maps, for --image."
 )
-flags.adopt_module_key_flags(config_flags)  # so that --help lists them
+flags.declare_key_flag("config")
+flags.declare_key_flag("set")
 
 
 def inspect() -> int:
     """Prints what the flags ask for and returns the exit code."""
-    names = _DIFF.value or [_MODEL.value]
-    if _DIFF.value and (len(names) != 2 or _MODEL.value or _IMAGE.value):
-        raise UserError(
-            f"--diff={','.join(names)}: must be two models, as --diff resnet50 resnet50d, without "
-            f"--model and --image"
-        )
-    if not any(names) and not flags.FLAGS["config"].present:
-        raise UserError("--model: must name a model, as --model=resnet50; or give --config")
+    if _DIFF.present:
+        names = _DIFF.value
+        if len(names) != 2 or not all(names) or _MODEL.value or _IMAGE.value:
+            raise UserError(
+                f"--diff {' '.join(names)}: must be two models, as --diff resnet50 resnet50d, "
+                f"without --model and --image"
+            )
+    else:
+        names = [_MODEL.value]
+        if not _MODEL.value and not flags.FLAGS["config"].present:
+            raise UserError("--model: must name a model, as --model=resnet50; or give --config")
+    if not math.isfinite(_MEMORY_GIB.value):
+        raise UserError(f"--memory_gib={_MEMORY_GIB.value}: must be a finite number")
+    if flags.FLAGS["picture"].present and not _IMAGE.value:
+        raise UserError(f"--picture={_PICTURE.value}: is for --image, which is not given")
     configs = [_config(name) for name in names]
-    if _IMAGE.value:
-        _check_files()
+    image, picture = _files() if _IMAGE.value else (None, None)
     cli.quiet_libraries()
     from trainer import report
 
-    if _IMAGE.value:
-        _print_activations(configs[0])
+    if image and picture:
+        _print_activations(configs[0], image, picture)
         return EXIT_DONE
-    reports = [report.make_report(config, int(_CHANNELS.value)) for config in configs]
+    reports = [report.make_report(config, _channels(config)) for config in configs]
     memory = int(_MEMORY_GIB.value * 2**30)
     if len(reports) == 2:
-        print(report.render_difference(reports[0], reports[1], _FORMAT.value), end="")
+        print(report.render_difference(*reports, memory, _FORMAT.value), end="")
     else:
         print(report.render(reports[0], memory, _FORMAT.value), end="")
     return EXIT_DONE
@@ -89,43 +100,62 @@ def _config(name: str) -> Config:
         if value is not None:
             settings.append(f"{path}={value}")
     config = config_lib.override(config, settings)
-    channels = int(_CHANNELS.value)
-    if channels == 1 and len(config.data.mean) == 3:  # of grey, whose three channels are one
+    if (
+        _channels(config) == 1 and len(config.data.mean) == 3
+    ):  # of grey, whose three channels are one
         mean, std = ((sum(values) / 3,) for values in (config.data.mean, config.data.std))
         data = dataclasses.replace(config.data, mean=mean, std=std)
         config = dataclasses.replace(config, data=data)
     return config
 
 
-def _check_files() -> None:
-    out = Path(_PICTURE.value).expanduser()
-    if out.suffix != ".png":
-        raise UserError(f"--picture={out}: must end in .png")
-    if not out.parent.is_dir():
-        raise UserError(f"--picture={out}: the folder {out.parent} is not there; make it first")
-    if not Path(_IMAGE.value).expanduser().is_file():
-        raise UserError(f"--image={_IMAGE.value}: is not a file")
+def _channels(config: Config) -> int:
+    """Of the images that the model is for."""
+    if _CHANNELS.value is not None:
+        return int(_CHANNELS.value)
+    return len(config.data.mean) if flags.FLAGS["config"].present else 3
 
 
-def _print_activations(config: Config) -> None:
+def _files() -> tuple[Path, Path]:
+    """The image, and where the picture goes."""
+    image = Path(os.path.expanduser(_IMAGE.value))
+    picture = Path(os.path.expanduser(_PICTURE.value))
+    if picture.suffix != ".png":
+        raise UserError(f"--picture={picture}: must end in .png")
+    try:
+        if not picture.parent.is_dir():
+            raise UserError(f"--picture={picture}: the folder {picture.parent} is not there")
+        if picture.is_dir():
+            raise UserError(f"--picture={picture}: is a folder")
+        if not image.is_file():
+            raise UserError(f"--image={image}: is not a file")
+    except OSError as error:
+        raise UserError(f"--image={image}, --picture={picture}: {error.strerror}") from None
+    return image, picture
+
+
+def _print_activations(config: Config, image_path: Path, picture: Path) -> None:
     """Statistics of the stages' outputs, and a picture of them."""
     import tensorflow as tf
 
     from trainer import report
+    from trainer.data.examples import reason_of
     from trainer.data.images import decode_eval
     from trainer.feature_maps import activations, grid
     from trainer.models.build import build_model
     from trainer.steps import normalize
     from trainer.weights import load_weights
 
-    channels = int(_CHANNELS.value)
+    channels = _channels(config)
     try:
-        encoded = Path(_IMAGE.value).expanduser().read_bytes()
-        image = decode_eval(tf.constant(encoded), config, channels)
+        image = decode_eval(tf.constant(image_path.read_bytes()), config, channels)
     except OSError as error:
-        raise UserError(f"--image={_IMAGE.value}: cannot be read ({error.strerror})") from None
+        raise UserError(f"--image={image_path}: cannot be read ({error.strerror})") from None
     except tf.errors.OpError as error:
-        raise UserError(f"--image={_IMAGE.value}: is no image ({error.message})") from None
+        raise UserError(f"--image={image_path}: is no image ({reason_of(error)})") from None
+    if config.model.weights is None:  # blocks that start as the identity would show nothing
+        random = dataclasses.replace(config.model, zero_init_residual=False)
+        config = dataclasses.replace(config, model=random)
     model = build_model(config, channels)
     if config.model.weights is None:
         _note("weights are random: trained ones are shown with --set model.weights=PATH")
@@ -133,14 +163,12 @@ def _print_activations(config: Config) -> None:
         _note(load_weights(config, model))
     found = activations(model, normalize(image, config))
     print(report.render_activations(config, found, _FORMAT.value), end="")
-    out = Path(_PICTURE.value).expanduser()
-    picture = grid(found)
     try:
-        out.write_bytes(tf.io.encode_png(picture[:, :, None]).numpy())
+        picture.write_bytes(tf.io.encode_png(grid(found)[:, :, None]).numpy())
     except OSError as error:
-        raise UserError(f"--picture={out}: cannot be written ({error.strerror})") from None
+        raise UserError(f"--picture={picture}: cannot be written ({error.strerror})") from None
     maps = [one.stage for one in found if one.values.ndim == 3]
-    _note(f"{out}: a row of feature maps each for {', '.join(maps)}")
+    _note(f"{picture}: a row of feature maps each for {', '.join(maps)}")
 
 
 def _note(text: str) -> None:
@@ -150,11 +178,13 @@ def _note(text: str) -> None:
 
 def _joined(arguments: Sequence[str]) -> list[str]:
     """`--diff A B` as `--diff=A,B`: absl's flags take one word."""
-    rest: list[Any] = list(arguments)
-    if "--diff" in rest:
-        place = rest.index("--diff")
-        rest[place : place + 3] = [f"--diff={','.join(rest[place + 1 : place + 3])}"]
-    return rest
+    words = list(arguments)
+    if "--diff" in words:
+        place = words.index("--diff")
+        rest = itertools.takewhile(lambda word: not word.startswith("-"), words[place + 1 :])
+        names = list(rest)
+        words[place : place + 1 + len(names)] = [f"--diff={','.join(names)}"]
+    return words
 
 
 if __name__ == "__main__":

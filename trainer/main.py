@@ -9,12 +9,12 @@ import shlex
 
 from absl import flags
 
-from trainer import cli, config_flags
+from trainer import cli
 from trainer import cluster as cluster_lib
 from trainer import config as config_lib
-from trainer.config_flags import CONFIG, SET
 from trainer.errors import EXIT_DONE, UserError
 from trainer.run_folder import RunFolder, default_path
+from trainer.shared_flags import CONFIG, SET
 from trainer.stopwatch import Stopwatch
 
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
@@ -39,7 +39,8 @@ _CLUSTER_TIMEOUT_S = flags.DEFINE_float(
     lower_bound=0,
 )
 
-flags.adopt_module_key_flags(config_flags)  # so that --help lists them
+flags.declare_key_flag("config")
+flags.declare_key_flag("set")
 
 
 def train() -> int:

@@ -8,6 +8,7 @@ these there is an allowance, as measured on a CPU (tests/test_memory.py).
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -16,6 +17,7 @@ import tf_keras
 from trainer.config import Config
 from trainer.losses import softmax_cross_entropy
 from trainer.models.randomness import examples
+from trainer.optim import OPTIMIZERS
 from trainer.steps import normalize
 
 # A batch that no other axis has, so that an axis of this length tells what grows with the batch.
@@ -39,17 +41,21 @@ _FREE = {"Const", "Placeholder", "ReadVariableOp", "NoOp", "AssignVariableOp"}
 
 
 class TrainingMemory(NamedTuple):
-    """What a train step holds at its peak: `fixed + batch_size * per_image` bytes.
+    """What a train step holds, as the greatest of `fixed + batch_size * per_image` bytes over the
+    points of its way: forward, where activations are what counts, and back, where gradients are.
 
     The process itself, TensorFlow and the graph, comes on top: 0.7 GiB on a CPU.
     """
 
-    fixed: int  # weights, gradients, the optimizer's slots, the average
-    per_image: int
+    points: tuple[tuple[int, int], ...]  # fixed and per_image, of those that can be the greatest
+
+    def at(self, batch_size: int) -> int:
+        """The peak of a micro-batch of so many images, in bytes."""
+        return max(fixed + batch_size * per_image for fixed, per_image in self.points)
 
     def batch_that_fits(self, memory: int) -> int:
-        """The largest batch for so many bytes; 0 where not even one image fits."""
-        return max(0, (memory - self.fixed) // self.per_image)
+        """The largest micro-batch for so many bytes; 0 where not even one image fits."""
+        return max(0, min((memory - fixed) // max(each, 1) for fixed, each in self.points))
 
 
 class _Size(NamedTuple):
@@ -77,7 +83,7 @@ def training_graph(config: Config, model: tf_keras.Model, channels: int) -> tf.G
 
 def kept_by_layer(graph: tf.Graph) -> Counter[str]:
     """Bytes an image that the forward pass of each direct layer keeps for the backward pass."""
-    operations = graph.get_operations()
+    operations = _needed(graph)
     start = next(i for i, op in enumerate(operations) if "gradient_tape" in op.name)
     forward = {op.name for op in operations[:start]}
     kept = {
@@ -93,19 +99,15 @@ def kept_by_layer(graph: tf.Graph) -> Counter[str]:
 
 
 def training_memory(config: Config, model: tf_keras.Model, graph: tf.Graph) -> TrainingMemory:
-    """The estimate, for this graph and the config's optimizer and average."""
-    operations = graph.get_operations()
+    """The estimate, for this graph and the config's optimizer, average and accumulation."""
+    operations = _needed(graph)
     readers: Counter = Counter()
     for op in operations:
         readers.update({_source(tensor).ref() for tensor in op.inputs})
     for tensor in graph.structured_outputs:
         readers[_source(tensor).ref()] += 1  # gradients stay until they are applied
-    large = 64  # images: the peak is sought for a batch where the activations are what counts
-    held = peak = _Size(0, 0)
-
-    def total(size: _Size) -> int:
-        return size.fixed + large * size.per_image
-
+    held = _Size(0, 0)
+    walk = []
     for op in operations:
         if op.type in _FREE or op.type in _ALIASES:
             continue
@@ -118,24 +120,55 @@ def training_memory(config: Config, model: tf_keras.Model, graph: tf.Graph) -> T
             for reference, source in sources.items()
             if not readers[reference] and source.op.type not in _FREE
         ]
-        reused = op.type in _IN_PLACE and any(size in done for size in made)
-        if not reused:
+        if op.type in _IN_PLACE and made and made[0] in done:
+            done.remove(made[0])
+        else:
             held = _plus(held, *made)
-            peak = max(peak, held, key=total)
-        held = _minus(held, *(done if not reused else _without(done, made[0])))
-    compute = tf.as_dtype(tf_keras.mixed_precision.Policy(config.precision).compute_dtype)
-    kernels = sum(math.prod(v.shape) for v in model.trainable_variables if v.shape.rank > 1)
-    fixed = peak.fixed + _state_bytes(config, model) + _KERNEL_COPIES * kernels * compute.size
-    return TrainingMemory(fixed, round(_ALLOWANCE[config.precision] * peak.per_image))
+            walk.append(held)
+        held = _minus(held, *done)
+    always = _state_bytes(config, model)
+    allowance = _ALLOWANCE[config.precision]
+    points = {(size.fixed + always, round(allowance * size.per_image)) for size in walk}
+    return TrainingMemory(_greatest(points))
+
+
+def _needed(graph: tf.Graph) -> list[tf.Operation]:
+    """The operations that the gradients or the statistics depend on, in order: TensorFlow leaves
+    out the others, as the backward pass of what is frozen."""
+    wanted = [tensor.op for tensor in graph.structured_outputs]
+    wanted += [op for op in graph.get_operations() if op.type == "AssignVariableOp"]
+    seen = set()
+    while wanted:
+        op = wanted.pop()
+        if op.name not in seen:
+            seen.add(op.name)
+            wanted += [tensor.op for tensor in op.inputs]
+    return [op for op in graph.get_operations() if op.name in seen]
+
+
+def _greatest(points: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Without those that another one exceeds in both."""
+    found: list[tuple[int, int]] = []
+    for fixed, per_image in sorted(points, reverse=True):
+        if not found or per_image > found[-1][1]:
+            found.append((fixed, per_image))
+    return tuple(found)
 
 
 def _state_bytes(config: Config, model: tf_keras.Model) -> int:
-    """Variables, slots and average. Gradients are in the graph."""
+    """What is there at any time: variables, slots, average, kernels in other layouts, and the sums
+    of gradients where they are accumulated. The gradients of one micro-batch are in the graph."""
     variables = sum(4 * math.prod(v.shape) for v in model.variables)
     trainable = sum(4 * math.prod(v.shape) for v in model.trainable_variables)
-    slots = {"sgd": 1, "adamw": 2}[config.optimizer.name]
+    compute = tf.as_dtype(tf_keras.mixed_precision.Policy(config.precision).compute_dtype)
+    kernels = sum(math.prod(v.shape) for v in model.trainable_variables if v.shape.rank > 1)
     averages = 1 if config.ema_decay is not None else 0
-    return variables * (1 + averages) + trainable * slots
+    sums = 1 if config.accumulation_steps > 1 else 0
+    return (
+        variables * (1 + averages)
+        + trainable * (OPTIMIZERS[config.optimizer.name].SLOTS + sums)
+        + _KERNEL_COPIES * kernels * compute.size
+    )
 
 
 def _source(tensor: tf.Tensor) -> tf.Tensor:
@@ -160,12 +193,6 @@ def _plus(first: _Size, *others: _Size) -> _Size:
 
 def _minus(first: _Size, *others: _Size) -> _Size:
     return _plus(first, *(_Size(-s.fixed, -s.per_image) for s in others))
-
-
-def _without(sizes: list[_Size], one: _Size) -> list[_Size]:
-    rest = list(sizes)
-    rest.remove(one)
-    return rest
 
 
 def _layer(op: tf.Operation) -> str:

@@ -8,6 +8,7 @@ that are already the same on all replicas.
 
 import math
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import tensorflow as tf
 
@@ -19,11 +20,16 @@ Schedule = Callable[[tf.Tensor], tf.Tensor]
 class Optimizer(tf.Module):
     """The slots of an update rule; made under the strategy's scope, one per model.
 
+    Attributes:
+        SLOTS: how many there are for each variable.
+
     Args:
         config: the `optimizer` section.
         variables: the trainable variables, in the order that gradients come in.
         rate_factors: what the learning rate of each is multiplied by.
     """
+
+    SLOTS: ClassVar[int]
 
     def __init__(
         self,
@@ -69,6 +75,8 @@ class SGD(Optimizer):
     with the learning rate as its schedule multiplier).
     """
 
+    SLOTS = 1
+
     def __init__(self, config, variables, rate_factors):
         super().__init__(config, variables, rate_factors)
         self.momenta = self._slots("momentum", variables)
@@ -94,6 +102,8 @@ class SGD(Optimizer):
 
 class AdamW(Optimizer):
     """Adam, weight decay decoupled (Loshchilov & Hutter 2019, algorithm 2); `momentum` is β1."""
+
+    SLOTS = 2
 
     def __init__(self, config, variables, rate_factors):
         super().__init__(config, variables, rate_factors)

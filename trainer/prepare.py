@@ -29,13 +29,13 @@ from trainer import cli
 from trainer.config import Config, DataConfig
 from trainer.errors import EXIT_DONE, UserError
 from trainer.run_folder import write_atomically
+from trainer.shared_flags import OUT
 
 _FROM = flags.DEFINE_enum("from", "folder", ["folder"], "What there is.")
 _TO = flags.DEFINE_enum(
     "to", "tfrecord", ["tfrecord", "nothing"], "What is made; nothing: only verify."
 )
 _SOURCE = flags.DEFINE_string("source", "", "The root of the folders.")
-_OUT = flags.DEFINE_string("out", "", "The folder for what is made.")
 _SPLITS = flags.DEFINE_list("splits", ["train", "val"], "Training's, then evaluation's.")
 _EVAL_FRACTION = flags.DEFINE_float(
     "eval_fraction", None, "The root has no folders of splits: hold out this share by hash."
@@ -47,6 +47,7 @@ _THREADS = flags.DEFINE_integer(
 _ON_BAD = flags.DEFINE_enum(
     "on_bad_example", "fail", ["fail", "skip"], "What follows images that cannot be decoded."
 )
+flags.declare_key_flag("out")
 _BAD = "bad_examples.txt"
 _SHOWN = 20  # bad images named on the terminal
 
@@ -82,7 +83,7 @@ def main() -> int:
     """Does what the flags say and returns the exit code."""
     if not _SOURCE.value:
         raise UserError("--source: must name the root of the folders")
-    if _TO.value == "tfrecord" and not _OUT.value:
+    if _TO.value == "tfrecord" and not OUT.value:
         raise UserError("--out: must name a folder for the TFRecord files; or --to=nothing")
     if len(_SPLITS.value) != 2:
         raise UserError(f"--splits={','.join(_SPLITS.value)}: must be two, as train,val")
@@ -90,7 +91,7 @@ def main() -> int:
     prepare(
         Request(
             source=Path(_SOURCE.value).expanduser(),
-            out=Path(_OUT.value).expanduser() if _TO.value == "tfrecord" else None,
+            out=Path(OUT.value).expanduser() if _TO.value == "tfrecord" else None,
             splits=tuple(_SPLITS.value),
             eval_fraction=_EVAL_FRACTION.value,
             shard_mb=_SHARD_MB.value,

@@ -16,8 +16,10 @@ from trainer.feature_maps import Activations
 from trainer.memory import TrainingMemory, kept_by_layer, training_graph, training_memory
 from trainer.models.build import build_model
 
-_WIDTH = 132  # of tables, where no terminal says how wide it is
+_WIDTH, _LEAST = 132, 88  # of tables, where no terminal says how wide it is, and in a narrow one
 _PRECISIONS = ("float32", "mixed_bfloat16")
+_COLUMNS = ("output", "parameters", "mult-adds", "activations", "field")
+_SOME = 32  # images, whose memory is told as an example
 
 
 class Report(NamedTuple):
@@ -57,20 +59,29 @@ def render(report: Report, memory: int, style: str) -> str:
         return json.dumps(_as_dict(report, memory), indent=1) + "\n"
     size = config.data.image_size
     title = f"{config.model.name}, images {size}x{size}x{report.channels}, {config.precision}"
-    header = ("", "output", "parameters", "multiply-adds", "activations", "receptive field")
+    header = ("", *_COLUMNS)
     lines = [_cells(*line) for line in _lines(report)]
-    fits = [
-        f"{precision}: {one.batch_that_fits(memory):,} images of "
-        f"{_bytes(one.per_image)} each, beside {_bytes(one.fixed)}"
-        for precision, one in report.memory.items()
-    ]
     notes = [
-        f"activations: what the forward pass keeps for the backward pass, one image, "
+        f"activations: what the forward pass keeps for the backward pass, of one image in "
         f"{config.precision}",
-        f"training with {config.optimizer.name} in {_bytes(memory)} (estimate; the process itself, "
-        f"0.7 GiB on a CPU, not counted): {'; '.join(fits)}",
+        "field: the receptive field, in pixels of the image each way",
+        *_fits(report, memory),
     ]
     return _render_table(title, header, lines, notes, style)
+
+
+def _fits(report: Report, memory: int) -> list[str]:
+    """What batch fits in so many bytes, in each precision."""
+    config = report.config
+    return [
+        f"{config.model.name} in {_bytes(memory)}, training with {config.optimizer.name} "
+        f"(estimate; the process, 0.7 GiB on a CPU, not counted):",
+        *(
+            f"  {precision}: {one.batch_that_fits(memory):,} images at a time; "
+            f"{_SOME} take {_bytes(one.at(_SOME))}"
+            for precision, one in report.memory.items()
+        ),
+    ]
 
 
 class _Line(NamedTuple):
@@ -141,21 +152,21 @@ def _as_dict(report: Report, memory: int) -> dict[str, Any]:
         },
         "training_memory_estimate": {
             precision: {
-                "fixed_bytes": one.fixed,
-                "bytes_per_image": one.per_image,
-                "batch_that_fits": one.batch_that_fits(memory),
                 "in_bytes": memory,
+                "batch_that_fits": one.batch_that_fits(memory),
+                "bytes_with_32_images": one.at(_SOME),
             }
             for precision, one in report.memory.items()
         },
     }
 
 
-def render_difference(first: Report, second: Report, style: str) -> str:
+def render_difference(first: Report, second: Report, memory: int, style: str) -> str:
     """Two models side by side, stage by stage."""
     names = [report.config.model.name for report in (first, second)]
     if style == "json":
-        return json.dumps({"models": [_as_dict(first, 0), _as_dict(second, 0)]}, indent=1) + "\n"
+        both = [_as_dict(report, memory) for report in (first, second)]
+        return json.dumps({"models": both}, indent=1) + "\n"
     stages = [
         {line.title: line for line in _lines(report) if not line.title.startswith(" ")}
         for report in (first, second)
@@ -164,13 +175,12 @@ def render_difference(first: Report, second: Report, style: str) -> str:
     lines = []
     for title in [*titles, "total"]:
         pair = [one.get(title) for one in stages]
-        texts = [["-"] * 5 if line is None else _cells(*line)[1:5] for line in pair]
-        cells = [text for both in zip(*texts, strict=False) for text in both]
-        lines.append([title, *cells, _ratio(pair)])
-    columns = ("output", "parameters", "multiply-adds", "activations")
-    short = ["A", "B"]
-    header = ["", *(f"{column} {one}" for column in columns for one in short), "B / A"]
-    notes = ["B / A: of the multiply-adds"]
+        for letter, line in zip("AB", pair, strict=True):
+            cells = ["-"] * 5 if line is None else _cells(*line)[1:]
+            ratio = _ratio(pair) if letter == "B" else ""
+            lines.append([f"{title} {letter}", *cells, ratio])
+    header = ("", *_COLUMNS, "B / A")
+    notes = ["B / A: of the multiply-adds", *_fits(first, memory), *_fits(second, memory)]
     return _render_table(f"A: {names[0]}, B: {names[1]}", header, lines, notes, style)
 
 
@@ -213,7 +223,7 @@ def _render_table(
     console = Console(
         file=text,
         force_terminal=terminal.is_terminal,
-        width=terminal.width if terminal.is_terminal else _WIDTH,
+        width=max(terminal.width, _LEAST) if terminal.is_terminal else _WIDTH,
         highlight=False,
     )
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)

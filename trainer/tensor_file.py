@@ -5,6 +5,7 @@ run any code.
 """
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,15 @@ from trainer.errors import UserError
 
 PICKLES = (".pth", ".pt", ".bin", ".tar")
 SUFFIXES = (".safetensors", *PICKLES)
-# Under what trainers keep the weights in a checkpoint of theirs, the moving average first.
+# Under what trainers keep the weights in a checkpoint of theirs, the moving average first. What
+# PyTorch's wrappers put before names, of parallel, averaged and compiled models.
 _NESTED = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
+_PREFIXES = ("module.", "_orig_mod.")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """All tensors of a file by name, without the prefix `module.` of PyTorch's parallel models.
+    """All tensors of a file by name, without what PyTorch's wrappers put before the names.
 
     Raises:
         UserError: for a file that cannot be read, or that holds no tensors.
@@ -33,19 +37,31 @@ def read(path: Path) -> dict[str, np.ndarray]:
             pass
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    tensors = _read_pickle(path) if path.suffix in PICKLES else _read_safetensors(path)
+    is_pickle = path.suffix.lower() in PICKLES
+    tensors = _read_pickle(path) if is_pickle else _read_safetensors(path)
+    tensors.pop("n_averaged", None)  # of an averaged model: how many went in
     if not tensors:
         raise UserError(f"{path}: holds no tensors; is it a model's weights?")
-    if all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+    while prefix := next((p for p in _PREFIXES if all(n.startswith(p) for n in tensors)), ""):
+        tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return tensors
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says beside its tensors, as `write` puts it there; of another file,
+    or of one that cannot be read, nothing."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError):
+        return {}
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
         with safe_open(path, framework="numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: is no safetensors file, or damaged ({reason})") from None
 
@@ -60,23 +76,25 @@ def _read_pickle(path: Path) -> dict[str, np.ndarray]:
         ) from None
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
+        for name in _NESTED:
+            if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+                content = content[name]
+                break
+        if not isinstance(content, Mapping):
+            raise UserError(f"{path}: holds a {type(content).__name__}, not tensors by name")
+        return {
+            name: (value.float() if value.is_floating_point() else value).detach().numpy()
+            for name, value in content.items()
+            if isinstance(name, str) and isinstance(value, torch.Tensor)
+        }
+    except UserError:
+        raise
     except Exception as error:  # what it raises depends on what the file is
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        lines = _COLOUR.sub("", str(error)).splitlines() or [type(error).__name__]
         raise UserError(
-            f"{path}: cannot be read as weights alone ({reason[:200]}); save the model's "
+            f"{path}: cannot be read as weights alone ({lines[0][:200]}); save the model's "
             f"state_dict, or take the weights as .safetensors"
         ) from None
-    for name in _NESTED:
-        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
-            content = content[name]
-            break
-    if not isinstance(content, Mapping):
-        raise UserError(f"{path}: holds a {type(content).__name__}, not tensors by name")
-    return {
-        name: value.float().numpy() if value.is_floating_point() else value.numpy()
-        for name, value in content.items()
-        if isinstance(value, torch.Tensor)
-    }
 
 
 def write(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from trainer import divergence
@@ -103,8 +104,8 @@ def train_and_evaluate(
     _check_agreement(agree, 0, len(train_source), len(eval_source))  # before one refuses them alone
     restored = checkpoints.restore()
     step = restored or 0
-    loaded = _load_weights(config, state) if restored is None else ""
     _check_agreement(agree, step, len(train_source), len(eval_source))
+    loaded = _load_weights(config, state, agree, is_new=restored is None)
     if folder.is_chief:
         folder.write_config(metadata)
     log = RunLog(folder, step, total_steps, steps_per_epoch)
@@ -218,15 +219,32 @@ def train_and_evaluate(
     )
 
 
-def _load_weights(config: Config, state: TrainState) -> str:
-    """What a new run starts from, where it is not random; and a text that says so."""
+def _load_weights(config: Config, state: TrainState, agree, is_new: bool) -> str:
+    """What a new run starts from, where it is not random; and a text that says so.
+
+    Raises:
+        UserError: on all workers, where one cannot load them, or has others.
+    """
     if config.model.weights is None:
         return ""
-    loaded = load_weights(config, state.model)
-    if state.ema_model is not None:
+    loaded, failure = "", None
+    try:
+        loaded = f"\n{load_weights(config, state.model)}" if is_new else ""
+    except UserError as error:
+        failure = error
+    total = sum(float(np.abs(v.numpy()).sum(dtype=np.float64)) for v in state.model.variables)
+    failed, mean = agree([float(failure is not None), total])
+    if failure is not None:
+        raise failure
+    if failed or max(agree([abs(total - mean)])) > 1e-9 * mean:
+        raise UserError(
+            f"model.weights ({config.model.weights}): another worker cannot load it, or has "
+            f"another file of this name; it must be the same for all"
+        )
+    if state.ema_model is not None and is_new:
         for average, value in zip(state.ema_model.variables, state.model.variables, strict=True):
             average.assign(value)
-    return f"\n{loaded}"
+    return loaded
 
 
 def _at_size(config: Config, step: int, steps_per_epoch: float) -> Config:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,11 +15,14 @@ from trainer import config as config_lib
 from trainer import tensor_file
 from trainer.config import Config
 from trainer.errors import UserError
-from trainer.models.build import build_model
+from trainer.models.build import build_model, family_of
 from trainer.models.names import Named, libraries, named_variables
 
 _SHOWN = 5  # mismatches in an error
 _METADATA = "metadata/.ATTRIBUTES/py_state"
+_SAID = ("config", "class_names")  # of what our own files say of themselves
+# What TensorFlow raises for a checkpoint that is damaged, or of other shapes.
+_DAMAGED = (tf.errors.OpError, ValueError, IndexError)
 
 
 class SavedModel(NamedTuple):
@@ -42,39 +46,59 @@ def read_checkpoint(path: Path, average: bool | None = None) -> SavedModel:
         UserError: where there is no checkpoint, or not such a one.
     """
     checkpoint = _checkpoint_at(path)
+    policy = tf_keras.mixed_precision.global_policy()
     try:
         reader = tf.train.load_checkpoint(checkpoint)
         metadata = json.loads(reader.get_tensor(_METADATA))
-        config = config_lib.from_dict(metadata["config"])
-        has_average = any(
-            name.startswith("state/ema_model/") for name in reader.get_variable_to_shape_map()
-        )
-    except (tf.errors.OpError, ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{checkpoint}: is no checkpoint of a run ({reason})") from None
+        names = reader.get_variable_to_shape_map()
+        channels, values = metadata["channels"], metadata["config"]
+    except (*_DAMAGED, KeyError, TypeError) as error:
+        raise UserError(f"{checkpoint}: is no checkpoint of a run ({_reason(error)})") from None
+    try:
+        config = config_lib.from_dict(values)
+    except UserError as error:
+        raise UserError(f"{checkpoint}: its config is not of this version: {error}") from None
+    has_average = any(name.startswith("state/ema_model/") for name in names)
     if average and not has_average:
         raise UserError(f"{checkpoint}: has no moving average of the weights: ema_decay was none")
     average = has_average if average is None else average
     anew = dataclasses.replace(config.model, weights=None, freeze=None)
-    model = build_model(dataclasses.replace(config, model=anew), metadata["channels"])
-    name = "ema_model" if average else "model"
-    root = tf.train.Checkpoint(state=tf.train.Checkpoint(**{name: model}))
-    root.restore(checkpoint).expect_partial().assert_existing_objects_matched()
+    try:
+        model = build_model(dataclasses.replace(config, model=anew), channels)
+        name = "ema_model" if average else "model"
+        root = tf.train.Checkpoint(state=tf.train.Checkpoint(**{name: model}))
+        root.restore(checkpoint).expect_partial().assert_existing_objects_matched()
+    except (*_DAMAGED, AssertionError) as error:
+        raise UserError(
+            f"{checkpoint}: is damaged, or its model's code has changed since ({_reason(error)})"
+        ) from None
+    finally:
+        tf_keras.mixed_precision.set_global_policy(policy)  # that of the model to come
     what = f"{'the moving average' if average else 'the weights'} of {checkpoint}"
     return SavedModel(model, config, metadata, what)
 
 
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
 def _checkpoint_at(path: Path) -> str:
-    if Path(f"{path}.index").exists():
-        return str(path)
-    for folder in (path / "checkpoints" / "best", path / "checkpoints", path):
-        try:
-            found = tf.train.latest_checkpoint(str(folder))
-        except ValueError:  # a damaged pointer
-            continue
-        if found:
-            return found
-    there = "there is no checkpoint in it" if path.is_dir() else "it is not there"
+    try:
+        path = path.with_suffix("") if path.suffix == ".index" else path
+        if Path(f"{path}.index").exists():
+            return str(path)
+        for folder in (path / "checkpoints" / "best", path / "checkpoints", path):
+            try:
+                found = tf.train.latest_checkpoint(str(folder))
+            except ValueError:  # a damaged pointer
+                continue
+            if found:
+                return found
+        there = "it is not there"
+        if path.exists():
+            there = "there is no checkpoint in it" if path.is_dir() else "it is another file"
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     raise UserError(
         f"{path}: must be weights ({', '.join(tensor_file.SUFFIXES)}), a run's folder or a "
         f"checkpoint, and {there}"
@@ -92,22 +116,52 @@ def load_weights(config: Config, model: tf_keras.Model) -> str:
         UserError: where the weights cannot be read, or are another model's.
     """
     assert config.model.weights is not None
-    path = Path(config.model.weights).expanduser()
+    path = Path(os.path.expanduser(config.model.weights))
     try:
-        if path.suffix in tensor_file.SUFFIXES:
+        if path.suffix.lower() in tensor_file.SUFFIXES:
             what, tensors = str(path), tensor_file.read(path)
+            found = tensor_file.metadata(path)
+            said = {name: json.loads(found[name]) for name in _SAID if name in found}
         else:
             saved = read_checkpoint(path)
             what, tensors = saved.what, torch_tensors(saved.config, saved.model)
-        return assign(config, model, tensors, what)
+            said = {name: saved.metadata[name] for name in _SAID}
+        _refuse_another_function(config, said.get("config", {}), what)
+        report = assign(config, model, tensors, what)
     except UserError as error:
         raise UserError(f"model.weights: {error}") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"model.weights: {path}: metadata that are no JSON ({error})") from None
+    classes = said.get("class_names", [])
+    if classes and "starting anew" not in report:
+        more = ", …" if len(classes) > _SHOWN else ""
+        report += f"; its classes were {', '.join(classes[:_SHOWN])}{more}"
+    return report
+
+
+def _refuse_another_function(config: Config, saved: Mapping[str, Any], what: str) -> None:
+    """Weights of a model of ours say whose: some fit others, and compute something else there."""
+    values = config_lib.to_dict(config)
+    for field in ("model.name", "model.blur_pool", "model.batch_norm_epsilon"):
+        if field in saved and saved[field] != values[field]:
+            raise UserError(
+                f"{what}: was trained with {field}={saved[field]}, not {values[field]}; set it too"
+            )
 
 
 def torch_tensors(config: Config, model: tf_keras.Model) -> dict[str, np.ndarray]:
     """The model's variables, in PyTorch's layout, by the names of its family's first library."""
     library = next(iter(libraries(config).values()))
     return {name: named.to_torch() for name, named in named_variables(model, library).items()}
+
+
+class _Match(NamedTuple):
+    """How tensors fit a model's variables: values by name, and texts of the others."""
+
+    fitting: dict[str, np.ndarray]
+    anew: list[str]
+    adapted: list[str]
+    wrong: list[str]
 
 
 def assign(
@@ -121,40 +175,59 @@ def assign(
     """
     library, named = _best_library(config, model, tensors)
     counters = [name for name in tensors if name.endswith("num_batches_tracked")]
-    fitting, anew, adapted, wrong = {}, [], [], []
-    for name, variable in named.items():
-        wanted = variable.torch_shape
-        if name not in tensors:
-            (anew if variable.layer == "head" else wrong).append(f"{name} is not there")
-            continue
-        values = tensors[name]
-        fitted = _fit(values, wanted)
-        if fitted is not None:
-            fitting[name] = fitted
-            if fitted.size != values.size:
-                adapted.append(f"{name} for {wanted[1]} channel(s), was for {values.shape[1]}")
-        elif variable.layer == "head" and values.shape[1:] == wanted[1:]:
-            anew.append(f"{name} is for {values.shape[0]} classes, not {wanted[0]}")
-        else:
-            wrong.append(f"{name} is {_shape(values.shape)}, must be {_shape(wanted)}")
-    unknown = [name for name in tensors if name not in named and name not in counters]
-    wrong += [f"{name} is not in {config.model.name}" for name in unknown]
-    if wrong:
-        more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+    match = _match(named, {n: v for n, v in tensors.items() if n not in counters})
+    if match.wrong:
+        more = f"; and {len(match.wrong) - _SHOWN} more" if len(match.wrong) > _SHOWN else ""
         raise UserError(
-            f"{what}: is not {config.model.name}, by {library}'s names: {len(fitting)} of "
-            f"{len(named)} tensors fit; {'; '.join(wrong[:_SHOWN])}{more}"
+            f"{what}: is not {config.model.name}, by {library}'s names: {len(match.fitting)} of "
+            f"{len(named)} tensors fit; {'; '.join(match.wrong[:_SHOWN])}{more}"
         )
-    for name, values in fitting.items():
+    ours = config.model.batch_norm_epsilon
+    epsilons = getattr(family_of(config), "EPSILONS", {})
+    epsilon = epsilons.get((library, config.model.name), ours)
+    if epsilon != ours:
+        raise UserError(
+            f"{what}: {library}'s {config.model.name} has model.batch_norm_epsilon={epsilon}, not "
+            f"{ours}; set it too"
+        )
+    for name, values in match.fitting.items():
         named[name].assign_from_torch(values)
-    report = [f"weights: {len(fitting)} of {len(named)} tensors from {what}, by {library}'s names"]
-    if anew:
-        report.append(f"starting anew: {', '.join(anew)}")
-    if adapted:
-        report.append(f"adapted: {', '.join(adapted)}")
+    report = [
+        f"weights: {len(match.fitting)} of {len(named)} tensors from {what}, by {library}'s names"
+    ]
+    if match.anew:
+        report.append(f"starting anew: {', '.join(match.anew)}")
+    if match.adapted:
+        report.append(f"adapted: {', '.join(match.adapted)}")
     if counters:
         report.append(f"not needed: {len(counters)} counters (num_batches_tracked)")
     return "; ".join(report)
+
+
+def _match(named: Mapping[str, Named], tensors: Mapping[str, np.ndarray]) -> _Match:
+    """Which tensors fit which variables, and what is wrong with the others."""
+    match = _Match({}, [], [], [])
+    for name, variable in named.items():
+        is_head, wanted = variable.layer == "head", variable.torch_shape
+        if name not in tensors:
+            (match.anew if is_head else match.wrong).append(f"{name} is not there")
+            continue
+        values = tensors[name]
+        fitted = _fit(values, wanted)
+        is_resizable = values.ndim > 0 and values.size > 0 and values.shape[1:] == wanted[1:]
+        if fitted is None and is_head and is_resizable:
+            match.anew.append(f"{name} is for {len(values)} classes, not {wanted[0]}")
+        elif fitted is None:
+            match.wrong.append(f"{name} is {_shape(values.shape)}, must be {_shape(wanted)}")
+        elif not np.isfinite(values).all():
+            match.wrong.append(f"{name} holds numbers that are not finite")
+        else:
+            match.fitting[name] = fitted
+            if fitted.size != values.size:
+                was = values.shape[1]
+                match.adapted.append(f"{name} for {wanted[1]} channel(s), was for {was}")
+    match.wrong.extend(f"{name} is not in the model" for name in tensors if name not in named)
+    return match
 
 
 def _best_library(
@@ -174,7 +247,7 @@ def _fit(values: np.ndarray, wanted: Sequence[int]) -> np.ndarray | None:
     A dense layer and the convolution that it is have the same numbers in the same order. Of a first
     convolution's channels, one is as good as three equal ones.
     """
-    if values.size == np.prod(wanted) and values.shape[0] == wanted[0]:
+    if values.ndim and values.size == np.prod(wanted) and values.shape[0] == wanted[0]:
         same_rank = values.ndim == len(wanted)
         return values.reshape(wanted) if not same_rank or values.shape == tuple(wanted) else None
     is_kernel = values.ndim == len(wanted) == 4 and values.shape[2:] == tuple(wanted[2:])
@@ -186,4 +259,4 @@ def _fit(values: np.ndarray, wanted: Sequence[int]) -> np.ndarray | None:
 
 
 def _shape(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))
+    return "x".join(map(str, shape)) or "a single number"

@@ -2,8 +2,8 @@
 
 A file has `build(config: Config) -> tf_keras.Model`, and its models a line here. It may have
 
-- `SETTINGS`: which of `model.zero_init_residual`, `blur_pool`, `stochastic_depth` and `dropout` its
-  models heed; another one is refused;
+- `SETTINGS`: which of `model.blur_pool`, `stochastic_depth` and `dropout` its models heed; another
+  one is refused;
 - `NAMES`: what other libraries call the layers, for weights from there: see names.py.
 
 The direct layers of a model are named after their stage, `stem`, `stage1_block1`, `head_pool`:

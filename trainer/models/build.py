@@ -36,9 +36,14 @@ def build_model(config: Config, channels: int) -> tf_keras.Model:
     if config.model.freeze is not None:
         freeze(model, config.model.freeze)
     if config.model.batch_norm_inference:
-        for layer in model.submodules:
-            if isinstance(layer, BatchNorm):
-                layer.inference = True
+        norms = [layer for layer in model.submodules if isinstance(layer, BatchNorm)]
+        if not norms:
+            raise UserError(
+                f"model.batch_norm_inference (True): {config.model.name} has no BatchNorm of ours; "
+                f"leave it out"
+            )
+        for layer in norms:
+            layer.inference = True
     return model
 
 

@@ -265,4 +265,9 @@ def _parts(block: InvertedResidual, with_se: bool = False) -> list[str]:
     return [*expand, "depthwise", *squeeze_excite, "project"]
 
 
+# Where a library's network has another batch norm epsilon than ours.
+EPSILONS = {
+    ("torchvision", "mobilenetv3_large_100"): 1e-3,
+    ("torchvision", "mobilenetv3_small_100"): 1e-3,
+}
 NAMES = {"timm": timm_name, "torchvision": torchvision_name}

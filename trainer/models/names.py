@@ -35,7 +35,8 @@ class Named(NamedTuple):
 
     @property
     def torch_shape(self) -> tuple[int, ...]:
-        return tuple(np.empty(self.variable.shape, np.bool_).transpose(self._axes).shape)
+        shape = self.variable.shape
+        return tuple(int(shape[axis]) for axis in self._axes)
 
     @property
     def _axes(self) -> tuple[int, ...]:

@@ -49,7 +49,8 @@ def uniform(num_examples: int | tf.Tensor, shape: Sequence[int], stream: int) ->
     """Random numbers in [0, 1) for each example that the model is called with: float32
     `[num_examples, *shape]`.
 
-    Those of the whole global batch are drawn, and the rows of these examples taken.
+    Those of the whole global batch are drawn, and the rows of these examples taken: much, where
+    shapes are those of images and the global batch is large.
 
     Args:
         stream: another one for each layer: streams are independent.

@@ -24,7 +24,7 @@ from trainer.models.layers import (
     pad_evenly,
 )
 
-SETTINGS = ("zero_init_residual", "blur_pool", "stochastic_depth", "dropout")
+SETTINGS = ("blur_pool", "stochastic_depth", "dropout")
 
 
 @dataclasses.dataclass(frozen=True)

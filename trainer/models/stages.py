@@ -33,7 +33,9 @@ def freeze(model: tf_keras.Model, last: str) -> None:
         UserError: where there is no such stage, or nothing would be left.
     """
     stages = stages_of(model)
-    *names, _ = stages
+    *names, head = stages
+    if not names:
+        raise UserError(f"model.freeze ({last!r}): {model.name} has one stage, {head}, alone")
     if last not in names:
         raise UserError(
             f"model.freeze ({last!r}): must be a stage of {model.name} that others follow: "
@@ -64,15 +66,23 @@ def learning_rate_factors(config: Config, model: tf_keras.Model) -> list[float]:
         for layer in layers
         for variable in layer.variables
     }
+    outside = [v.name for v in model.trainable_variables if v.ref() not in factors]
+    if outside:
+        raise UserError(
+            f"optimizer.stage_rates: {outside[0]} of {model.name} belongs to no stage; put it in a "
+            f"layer"
+        )
     return [factors[variable.ref()] for variable in model.trainable_variables]
 
 
 def moving_statistics(model: tf_keras.Model) -> Sequence[tf.Variable]:
-    """The variables that a forward pass in training changes: batch norm's, of layers that are not
-    frozen. The others that are not trained stay as they are."""
-    return [
-        variable
+    """The variables that a forward pass in training may change: those that are not trained, as
+    batch norm's statistics, of layers that are not frozen."""
+    still = {
+        variable.ref()
         for layer in model.submodules
-        if isinstance(layer, BatchNorm) and layer.updates_statistics
-        for variable in (layer.moving_mean, layer.moving_variance)
-    ]
+        if isinstance(layer, tf_keras.layers.Layer)
+        and not (layer.updates_statistics if isinstance(layer, BatchNorm) else layer.trainable)
+        for variable in layer.variables
+    }
+    return [v for v in model.variables if not v.trainable and v.ref() not in still]

@@ -58,15 +58,13 @@ class VGG(tf_keras.Model):
         self.dropout2 = Dropout(config.model.dropout, stream=1, name="head_dropout2")
         self.head = classifier(config)
 
-    def build(self, input_shape):
-        if min(input_shape[1:3]) < 32:
-            raise UserError(
-                f"data.image_size ({min(input_shape[1:3])}): must be at least 32 for {self.name}, "
-                f"which halves images five times"
-            )
-        super().build(input_shape)
-
     def call(self, images, training=False):  # pyright: ignore[reportIncompatibleMethodOverride]
+        size = min(images.shape[1:3])
+        if size < 32:
+            raise UserError(
+                f"data.image_size ({size}): must be at least 32 for {self.name}, which halves "
+                f"images five times; so must data.train_sizes"
+            )
         x = images
         for stage in self.stages:
             *convolutions, pool = stage

@@ -1,4 +1,7 @@
-"""The flags that say what is computed, for all commands that take a config. No TensorFlow."""
+"""Flags of several commands, each defined once. No TensorFlow.
+
+A command declares those that it has: `flags.declare_key_flag`, so that its --help lists them.
+"""
 
 from absl import flags
 
@@ -8,3 +11,4 @@ CONFIG = flags.DEFINE_string(
 SET = flags.DEFINE_multi_string(
     "set", [], "FIELD=VALUE overrides a field of the config, as optimizer.learning_rate=0.8."
 )
+OUT = flags.DEFINE_string("out", "", "The file or folder to write.")
