@@ -38,7 +38,9 @@ def weights(run: Run) -> np.ndarray:
     return np.concatenate([np.ravel(v.numpy()) for v in run.state.model.trainable_variables])
 
 
-@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    "precision", ["float32", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("name", small_models.FAMILIES)
 def test_each_family_trains_on_two_replicas(digits_config, digits, name, precision):
     config = config_of(digits_config, name, f"precision={precision}")

@@ -43,6 +43,7 @@ def distance(ours: tf.Tensor, reference: list[list[float]]) -> float:
 
 
 LARGE = {"resnet101", "seresnet50", "wide_resnet50_2", "vgg13_bn", "mobilenetv2_140", "resnet34"}
+LARGE |= {"resnet50d", "resnetrs50"}
 
 
 @pytest.mark.parametrize(

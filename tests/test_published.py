@@ -37,15 +37,13 @@ def table() -> dict[str, Line]:
     return {row[0].strip("`"): Line(*row) for row in rows}
 
 
-def is_large(name: str) -> bool:
-    depth = int(re.findall(r"\d+", name)[0])
-    wide = name.startswith(("wide", "resnext", "vgg16", "vgg19"))
-    return wide or (depth > 60 and not name.startswith("mobilenet"))
+QUICK = ("resnet18", "resnet50", "resnet50_v1", "resnet18d", "seresnet18", "resnext50_32x4d")
+QUICK += ("resnet20", "wrn16_4", "vgg11_bn", "mobilenetv2_100", "mobilenetv3_large_100")
 
 
 NAMES = [name for name, module in MODELS.items() if module.startswith("trainer.")]
 EACH_NAME = [
-    pytest.param(name, marks=[pytest.mark.slow] if is_large(name) else []) for name in NAMES
+    pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in NAMES
 ]
 
 
