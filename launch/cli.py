@@ -1,0 +1,347 @@
+"""`python -m launch`: submit, then status, logs, watch, cancel, list, render."""
+
+import argparse
+import dataclasses
+import difflib
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn
+
+from launch import backends, records
+from launch import spec as spec_lib
+from launch import watch as watch_lib
+from launch.backends.interface import Document
+from launch.errors import EXIT_DONE, EXIT_USER_ERROR, LaunchError, redacted
+from launch.policy import State
+from launch.records import Record
+from launch.signals import Signals
+from launch.spec import JobSpec
+
+_DESCRIPTION = """\
+Puts the trainer's command on processes of this machine, Slurm, Kubernetes and Cloud TPUs:
+
+  python -m launch submit --backend=local --name=digits --nodes=2 -- --strategy=multi_worker
+  python -m launch status | logs | watch | cancel | render NAME
+  python -m launch list
+
+`submit --backend=slurm --help` lists that back end's own flags. BUILD.md shows each from nothing to
+a finished run."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0 done, 2 a mistake, 42 or 130 after a signal, or the trainer's."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(arguments)
+    except LaunchError as error:
+        message = " ".join(redacted(str(error)).split())  # one line, whatever is quoted
+        print(f"error: {message}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_DONE
+
+
+def _run(arguments: list[str]) -> int:
+    for_launch, for_trainer = _split(arguments)
+    flags = _parse(for_launch)
+    if flags.command == "submit":
+        return _submit(flags, for_trainer)
+    if for_trainer:
+        raise LaunchError(f"{for_trainer[0]}: only `submit` takes the trainer's flags behind `--`")
+    return _COMMANDS[flags.command](flags)
+
+
+def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    if "--" not in arguments:
+        return arguments, []
+    at = arguments.index("--")
+    return arguments[:at], arguments[at + 1 :]
+
+
+# Commands.
+
+
+def _submit(flags: argparse.Namespace, trainer_flags: list[str]) -> int:
+    spec = _spec(flags, trainer_flags)
+    module = backends.load(spec.backend)
+    module.check(spec)
+    if flags.dry_run:
+        _print_documents(module.render(spec), flags.json)
+        return EXIT_DONE
+    record = records.create(spec)
+    with record.locked() as free, Signals() as signals:
+        if not free:
+            raise LaunchError(f"--name={spec.name}: somebody watches it already")
+        job = module.Job(record, signals)
+        try:
+            job.create(0)
+        except LaunchError as error:
+            record.set_state(State.FAILED, str(error))
+            raise
+        if not job.ends_with_watch:
+            print(f"submitted; `python -m launch watch {spec.name}` follows it until it is done")
+            return EXIT_DONE
+        return watch_lib.watch(record, job, signals, _say(record))
+
+
+def _watch(flags: argparse.Namespace) -> int:
+    record = records.read(flags.name)
+    with record.locked() as free, Signals() as signals:
+        if free:
+            record = records.read(flags.name)  # the last watcher may have written since
+            job = backends.load(record.spec.backend).Job(record, signals)
+            return watch_lib.watch(record, job, signals, _say(record))
+        shown = None
+        while record.is_watched and not signals.received:  # somebody else acts: only look
+            if shown != (shown := (record.state, record.message)):
+                _say(record)(f"{record.state}: {record.message}".removesuffix(": "))
+            signals.wait(1.0)
+            record = records.read(flags.name)
+    return watch_lib.exit_code(record) if record.state.is_final else EXIT_DONE
+
+
+def _status(flags: argparse.Namespace) -> int:
+    with Signals() as signals:
+        rows = [_look(records.read(name), signals) for name in flags.names or records.names()]
+        if flags.health:
+            from launch import health
+
+            for row in rows:
+                row["health"] = health.of(records.read(row["name"]))
+    _print_rows(rows, flags.json)
+    return EXIT_DONE
+
+
+def _look(record: Record, signals: Signals) -> dict[str, Any]:
+    """A row of `status`: what the other side says now, where it can be asked."""
+    row = _row(record)
+    job = backends.load(record.spec.backend).Job(record, signals)
+    if not record.state.is_final and not job.ends_with_watch:
+        seen = job.observe()
+        row |= {
+            "state": State.UNKNOWN if seen.gone else seen.state,
+            "message": redacted(seen.message),
+        }
+        row["exit_code"] = seen.exit_code
+    return row
+
+
+def _logs(flags: argparse.Namespace) -> int:
+    record = records.read(flags.name)
+    with Signals() as signals:
+        job = backends.load(record.spec.backend).Job(record, signals)
+        for line in job.logs(flags.follow):
+            print(line, flush=True)
+    return EXIT_DONE
+
+
+def _cancel(flags: argparse.Namespace) -> int:
+    record = records.read(flags.name)
+    if record.state.is_final:
+        print(f"{flags.name}: is {record.state} already")
+        return EXIT_DONE
+    record.cancel()
+    with Signals() as signals:
+        while not signals.received:
+            with record.locked() as free:  # or who watches it does it, and lets go of the lock
+                if free:
+                    record = records.read(flags.name)
+                    if not record.state.is_final:
+                        job = backends.load(record.spec.backend).Job(record, signals)
+                        job.delete()
+                        record.set_state(State.CANCELLED, "as asked")
+                    print(f"{flags.name}: is {record.state}")
+                    return EXIT_DONE
+            signals.wait(0.2)
+    print(f"{flags.name}: who watches it goes on with the end of it")
+    return EXIT_DONE
+
+
+def _list(flags: argparse.Namespace) -> int:
+    _print_rows([_row(records.read(name)) for name in records.names()], flags.json)
+    return EXIT_DONE
+
+
+def _render(flags: argparse.Namespace) -> int:
+    spec = records.read(flags.name).spec
+    _print_documents(backends.load(spec.backend).render(spec), flags.json)
+    return EXIT_DONE
+
+
+_COMMANDS = {
+    "watch": _watch,
+    "status": _status,
+    "logs": _logs,
+    "cancel": _cancel,
+    "list": _list,
+    "render": _render,
+}
+
+
+# Flags.
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line for a mistake, with the nearest flag."""
+
+    flags: ClassVar[set[str]] = set()  # of all commands: argparse tells of them to the first parser
+
+    def add_argument(self, *args: Any, **kwargs: Any) -> argparse.Action:
+        self.flags.update(arg for arg in args if arg.startswith("--"))
+        return super().add_argument(*args, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        words = message.partition("unrecognized arguments: ")[2].split()
+        if words:
+            flag = words[0].partition("=")[0]
+            near = difflib.get_close_matches(flag, sorted(self.flags), 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            message = f"{words[0]}: unknown{hint} (the trainer's own flags come behind `--`)"
+        raise LaunchError(f"{message}; --help lists all flags")
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = _Parser(
+        prog="python -m launch",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+
+    submit = command("submit", "Starts a run; the trainer's flags come behind `--`.")
+    _add_submit_flags(submit, _backend_of(arguments))
+    status = command("status", "Where runs are, as the other side says now.")
+    status.add_argument("names", nargs="*", metavar="NAME", help="All runs where there is none.")
+    status.add_argument("--health", action="store_true", help="Of TPUs: also API v1's reading.")
+    logs = command("logs", "What the run's processes printed.")
+    logs.add_argument("--follow", action="store_true", help="Until the run has ended.")
+    watch = command("watch", "Follows a run until it has ended; restarts it where that is needed.")
+    cancel = command("cancel", "Ends a run and takes away all that was made for it.")
+    listed = command("list", "All runs, as last seen; asks nobody.")
+    render = command("render", "Prints what was sent for a run.")
+    for one in (logs, watch, cancel, render):
+        one.add_argument("name", metavar="NAME")
+    for one in (submit, status, listed, render):
+        one.add_argument("--json", action="store_true", help="For programs.")
+    flags = parser.parse_args(arguments)
+    return flags
+
+
+def _backend_of(arguments: list[str]) -> str:
+    """Its flags depend on it: looked up before all of them are parsed."""
+    first = _Parser(add_help=False, allow_abbrev=False)
+    first.add_argument("--backend", default="")
+    return first.parse_known_args(arguments)[0].backend
+
+
+def _add_submit_flags(submit: argparse.ArgumentParser, backend: str) -> None:
+    add = submit.add_argument
+    add("--backend", required=True, help=f"Where: {', '.join(backends.BACKENDS)}.")
+    add("--name", required=True, help="Of the run and of all that is made for it.")
+    add("--nodes", type=int, default=1, help="Processes of the group, a host each (1).")
+    add("--max-restarts", type=int, default=10, help="Of a run that was killed (10).")
+    add("--env", action="append", default=[], metavar="NAME=VALUE", help="For the trainer.")
+    add("--folder", default=".", help="The code: where the trainer starts, or what is uploaded.")
+    add("--dry-run", action="store_true", help="Prints exactly what would be sent; sends nothing.")
+    if not backend:
+        return
+    group = submit.add_argument_group(f"flags of --backend={backend}")
+    options = backends.load(backend).Options
+    types = spec_lib.option_types(options)
+    for field in dataclasses.fields(options):
+        flag, text = "--" + field.name.replace("_", "-"), field.metadata["help"]
+        kind = types[field.name]
+        if kind is bool:
+            group.add_argument(flag, action="store_true", help=text)
+        elif kind is tuple:
+            group.add_argument(flag, action="append", default=None, help=f"{text} May be repeated.")
+        else:
+            shown = f"{text} ({field.default})" if field.default else text
+            group.add_argument(
+                flag, type=kind, default=field.default, help=shown.replace("%", "%%")
+            )
+
+
+def _spec(flags: argparse.Namespace, trainer_flags: list[str]) -> JobSpec:
+    options = backends.load(flags.backend).Options
+    own = {field.name: getattr(flags, field.name) for field in dataclasses.fields(options)}
+    own = {k: tuple(v or ()) if isinstance(v, list) or v is None else v for k, v in own.items()}
+    env = []
+    for text in flags.env:
+        name, separator, value = text.partition("=")
+        if not separator:
+            raise LaunchError(f"--env={name}: must be NAME=VALUE")
+        env.append((name, value))
+    folder = Path(flags.folder).absolute()
+    if not folder.is_dir():
+        raise LaunchError(
+            f"--folder={flags.folder}: is no folder; name the one with trainer/ in it"
+        )
+    args, workdir = spec_lib.split_workdir(trainer_flags)
+    return JobSpec(
+        name=flags.name,
+        backend=flags.backend,
+        nodes=flags.nodes,
+        args=args,
+        workdir=workdir,
+        max_restarts=flags.max_restarts,
+        env=tuple(env),
+        folder=str(folder),
+        record_dir=str(records.home() / flags.name),
+        options=options(**own),
+    )
+
+
+# What is printed.
+
+
+def _say(record: Record):
+    return lambda text: print(f"launch {record.spec.name}: {text}", flush=True)
+
+
+def _row(record: Record) -> dict[str, Any]:
+    return {
+        "name": record.spec.name,
+        "backend": record.spec.backend,
+        "state": record.state,
+        "restarts": record.restarts.attempt,
+        "created": record.created,
+        "watched": record.is_watched,
+        "exit_code": record.exit_code,
+        "message": record.message,
+    }
+
+
+def _print_rows(rows: Sequence[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    if not rows:
+        print("no runs")
+        return
+    shown = [{**row, "watched": "yes" if row["watched"] else "no"} for row in rows]
+    titles = [title for title in shown[0] if title != "exit_code"]
+    cells = [titles, *([str(row[title]) for title in titles] for row in shown)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for line in cells:
+        print(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        )
+
+
+def _print_documents(documents: Iterable[Document], as_json: bool) -> None:
+    shown = [{"title": d.title, "text": redacted(d.text)} for d in documents]
+    if as_json:
+        print(json.dumps(shown, indent=1))
+        return
+    for document in shown:
+        print(f"--- {document['title']}")
+        print(document["text"], end="" if document["text"].endswith("\n") else "\n")

@@ -1,0 +1,198 @@
+"""What the launcher knows of its runs: a folder each, written before anything is made elsewhere.
+
+HOME/NAME/record.json  cancel  lock  logs/    HOME: $LAUNCH_HOME, or ~/.local/state/trainer-launch
+
+Only who holds the lock writes record.json; whoever cancels makes the file `cancel`.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from launch import backends
+from launch import spec as spec_lib
+from launch.errors import LaunchError, redacted
+from launch.policy import Restarts, State
+from launch.spec import JobSpec
+
+_VERSION = 1
+
+
+def home() -> Path:
+    """The folder of all records: on storage that all nodes see, where Slurm is used."""
+    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return Path(os.environ.get("LAUNCH_HOME") or f"{state}/trainer-launch").absolute()
+
+
+@dataclasses.dataclass
+class Record:
+    """What is known of one run.
+
+    Attributes:
+        created: when it was submitted, ISO 8601 in UTC.
+        state: as last seen, with one line that says why.
+        exit_code: the trainer's, once the run has ended and where anybody saw it.
+        was_running: whether it ever did: a failure before that is the config's or a quota's.
+        handle: what the back end needs to find again what it made.
+    """
+
+    spec: JobSpec
+    created: str
+    state: State = State.QUEUED
+    message: str = ""
+    exit_code: int | None = None
+    was_running: bool = False
+    restarts: Restarts = dataclasses.field(default_factory=Restarts)
+    handle: dict[str, Any] = dataclasses.field(default_factory=dict)
+    _lock: IO[str] | None = None
+
+    @property
+    def path(self) -> Path:
+        return Path(self.spec.record_dir)
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    def save(self) -> None:
+        """Replaces record.json: who reads meanwhile, or after a crash, has the old or the new."""
+        _write(self.path, self)
+
+    def set_state(self, state: State, message: str = "", exit_code: int | None = None) -> None:
+        self.state, self.message, self.exit_code = state, redacted(message), exit_code
+        self.save()
+
+    @property
+    def is_cancelled(self) -> bool:
+        return (self.path / "cancel").exists()
+
+    def cancel(self) -> None:
+        """Asks for the end of the run, of whoever watches it now or later."""
+        (self.path / "cancel").touch(mode=0o600)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[bool]:
+        """Whether this process may act on the run; the kernel lets go when it dies."""
+        with open(self.path / "lock", "a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+
+    @property
+    def is_watched(self) -> bool:
+        with self.locked() as free:
+            return not free
+
+
+def create(spec: JobSpec) -> Record:
+    """Takes the name and writes the first record, in one step.
+
+    Raises:
+        LaunchError: where the name belongs to a run that has not ended, or the folder cannot be
+            written.
+    """
+    path = Path(spec.record_dir)
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    record = Record(spec, created=now)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if path.exists():
+            _put_aside(read(spec.name))
+        new = path.with_name(f"{path.name}~new{os.getpid()}")
+        shutil.rmtree(new, ignore_errors=True)
+        (new / "logs").mkdir(mode=0o700, parents=True)
+        _write(new, record)
+        new.rename(path)  # fails where somebody else was faster: a folder that is not empty
+    except OSError as error:
+        raise LaunchError(
+            f"{path}: the run's record cannot be written ({error.strerror}); set LAUNCH_HOME to a "
+            f"folder that can, or choose another --name"
+        ) from None
+    return record
+
+
+def read(name: str) -> Record:
+    """Raises LaunchError where there is no such run, or its record cannot be read."""
+    path = home() / name
+    try:
+        values = json.loads((path / "record.json").read_text(encoding="utf-8"))
+        if values["version"] != _VERSION:
+            raise ValueError(f"of version {values['version']}, this is {_VERSION}")
+        options = backends.load(values["spec"]["backend"]).Options
+        return Record(
+            spec=spec_lib.from_dict(values["spec"] | {"record_dir": str(path)}, options),
+            created=values["created"],
+            state=State(values["state"]),
+            message=values["message"],
+            exit_code=values["exit_code"],
+            was_running=values["was_running"],
+            restarts=Restarts(**values["restarts"]),
+            handle=values["handle"],
+        )
+    except (FileNotFoundError, NotADirectoryError):
+        raise LaunchError(
+            f"{name}: there is no such run in {home()}; `python -m launch list` names them all"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LaunchError(
+            f"{path / 'record.json'}: cannot be read ({error}); mend it, or move it away"
+        ) from None
+
+
+def names() -> list[str]:
+    """Of all runs, sorted."""
+    with contextlib.suppress(FileNotFoundError):
+        return sorted(
+            p.name for p in home().iterdir() if (p / "record.json").exists() and "~" not in p.name
+        )
+    return []
+
+
+def _put_aside(old: Record) -> None:
+    """A run that has ended gives its name back; its record and logs are kept beside it."""
+    with old.locked() as free:
+        if not free or not old.state.is_final:
+            raise LaunchError(
+                f"--name={old.spec.name}: belongs to a run that is {old.state}; `python -m launch "
+                f"watch` or `cancel` it, or choose another name"
+            )
+        number = 1
+        while (aside := old.path.with_name(f"{old.path.name}~{number}")).exists():
+            number += 1
+        old.path.rename(aside)
+
+
+def _write(folder: Path, record: Record) -> None:
+    values = {
+        "version": _VERSION,
+        "spec": spec_lib.to_dict(record.spec),
+        "created": record.created,
+        "state": record.state,
+        "message": record.message,
+        "exit_code": record.exit_code,
+        "was_running": record.was_running,
+        "restarts": dataclasses.asdict(record.restarts),
+        "handle": record.handle,
+    }
+    write_private(folder / "record.json", json.dumps(values, indent=1) + "\n")
+
+
+def write_private(path: Path, text: str) -> None:
+    """A file of this account alone, old or new to whoever reads it."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with open(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
