@@ -259,6 +259,7 @@ def _add_submit_flags(submit: argparse.ArgumentParser, backend: str) -> None:
     for field in dataclasses.fields(options):
         flag, text = "--" + field.name.replace("_", "-"), field.metadata["help"]
         kind = types[field.name]
+        _Parser.flags.add(flag)  # a group does not go through the parser
         if kind is bool:
             group.add_argument(flag, action="store_true", help=text)
         elif kind is tuple:

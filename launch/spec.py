@@ -87,7 +87,7 @@ class JobSpec:
     def strategy(self) -> str:
         """The trainer's flag, "" where it is left out."""
         found = ""
-        for arg, following in zip(self.args, (*self.args[1:], ""), strict=True):
+        for arg, following in zip(self.args, [*self.args[1:], ""], strict=False):
             if arg in ("--strategy", "-strategy"):
                 found = following
             elif arg.startswith(("--strategy=", "-strategy=")):

@@ -65,7 +65,9 @@ class _Watch:
         if (state, seen.message) != (record.state, record.message) and not state.is_final:
             self._set(state, seen.message)
         if self._job.restarts_itself:
-            if state.is_final:
+            if seen.gone and state is State.PREEMPTED:  # who restarts it has lost it
+                self._set(State.FAILED, f"{seen.message or 'it is not there any more'}")
+            elif state.is_final:
                 self._set(state, seen.message, seen.exit_code)
         elif state in (State.SUCCEEDED, State.CANCELLED):
             self._end(state, seen.message, seen.exit_code)

@@ -11,10 +11,12 @@ from absl import app, flags, logging
 from trainer.errors import (
     EXIT_DIVERGED,
     EXIT_DONE,
+    EXIT_GROUP_BROKEN,
     EXIT_INTERRUPTED,
     EXIT_PREEMPTED,
     EXIT_USER_ERROR,
     DivergedError,
+    GroupError,
     PreemptedError,
     UserError,
 )
@@ -31,6 +33,8 @@ def run(command: Callable[[], int], argv: Sequence[str] | None = None) -> None:
         del argv
         try:
             return command()
+        except GroupError as error:
+            _exit_with_error(str(error), EXIT_GROUP_BROKEN)
         except UserError as error:
             _exit_with_error(str(error))
         except PreemptedError as error:
@@ -69,6 +73,6 @@ def quiet_libraries() -> None:
         logging.set_verbosity(logging.ERROR)
 
 
-def _exit_with_error(message: str) -> NoReturn:
+def _exit_with_error(message: str, code: int = EXIT_USER_ERROR) -> NoReturn:
     print("error:", " ".join(message.split()), file=sys.stderr)  # one line, whatever is quoted
-    sys.exit(EXIT_USER_ERROR)
+    sys.exit(code)

@@ -15,7 +15,7 @@ from importlib import metadata
 from typing import Any, NamedTuple
 
 from trainer import config as config_lib
-from trainer.errors import UserError
+from trainer.errors import GroupError, UserError
 
 CLUSTER_TIMEOUT_S = 60.0
 _RETRY_S = 0.2  # between two tries to reach a worker that does not listen yet
@@ -76,8 +76,9 @@ def rendezvous(
         timeout_s: how long rank 0 waits for the others, and they for it to listen, in seconds.
 
     Raises:
-        UserError: where a port is taken, a worker is missing after `timeout_s`, cannot be
-            reached, or offers something else.
+        GroupError: where a port is taken, a worker is missing after `timeout_s`, or cannot be
+            reached.
+        UserError: where one offers something else.
     """
     address = cluster.addresses[cluster.rank]
     port = _split(address)[1]
@@ -86,7 +87,7 @@ def rendezvous(
     try:
         listener = socket.create_server(("", port), family=family, dualstack_ipv6=dual)
     except OSError as error:
-        raise UserError(
+        raise GroupError(
             f"TF_CONFIG: worker {cluster.rank} cannot listen at {address} "
             f"({os.strerror(error.errno or 0)}); stop what uses that port, or name another one"
         ) from None
@@ -95,14 +96,14 @@ def rendezvous(
             verdict = _gather(cluster, offer, listener, timeout_s)
         else:
             verdict = _report(cluster, offer, timeout_s)
-    if verdict:
-        raise UserError(verdict)
+    if verdict is not None:
+        raise verdict
 
 
 def _gather(
     cluster: Cluster, offer: dict[str, Any], listener: socket.socket, timeout_s: float
-) -> str:
-    """Rank 0: waits for all, tells all. Returns what is wrong, "" for nothing."""
+) -> UserError | None:
+    """Rank 0: waits for all, tells all. Returns what is wrong, None for nothing."""
     deadline = time.monotonic() + timeout_s
     members: dict[int, socket.socket] = {}
     verdicts: dict[int, str] = {}  # by rank: the last word of one that came again
@@ -126,18 +127,19 @@ def _gather(
                 selector.register(connection, selectors.EVENT_READ, rank)
                 verdicts[rank] = _compare(cluster, rank, offer, message)
         # What differs says more than who did not come.
-        verdict = next(filter(None, verdicts.values()), "") or _missing(cluster, {0, *members})
+        different = next(filter(None, verdicts.values()), "")
+        broken = different or _missing(cluster, {0, *members})
         # The roll is called twice: who has left is not out of reach, and trying takes its time.
-        verdict = verdict or _call_roll(cluster, members)
-        verdict = verdict or _reach(cluster, deadline)
-        verdict = verdict or _call_roll(cluster, members)
+        broken = broken or _call_roll(cluster, members)
+        broken = broken or _reach(cluster, deadline)
+        broken = broken or _call_roll(cluster, members)
         for connection in members.values():
             with contextlib.suppress(OSError):
-                _send(connection, {"verdict": verdict})
-    return verdict
+                _send(connection, {"verdict": broken, "different": bool(different)})
+    return _error(broken, bool(different))
 
 
-def _report(cluster: Cluster, offer: dict[str, Any], timeout_s: float) -> str:
+def _report(cluster: Cluster, offer: dict[str, Any], timeout_s: float) -> UserError | None:
     """Another rank: tells rank 0, and returns its verdict."""
     first = cluster.addresses[0]
     why = "nobody answers"
@@ -151,16 +153,23 @@ def _report(cluster: Cluster, offer: dict[str, Any], timeout_s: float) -> str:
                     _send(connection, {"still": "here"})
                     reply = _receive(connection, timeout_s + _VERDICT_S)
             if reply is not None and isinstance(reply.get("verdict"), str):
-                return reply["verdict"]
+                return _error(reply["verdict"], reply.get("different") is True)
             why = "it went away without a verdict"
         except OSError as error:
             why = error.strerror or str(error)
         if time.monotonic() >= deadline:
-            return (
+            return GroupError(
                 f"TF_CONFIG: worker {cluster.rank} cannot agree with worker 0 at {first} ({why}); "
                 f"start it, or mend the address or the firewall"
             )
         time.sleep(_RETRY_S)  # a peer in another process: there is nothing to wait on
+
+
+def _error(verdict: str, different: bool) -> UserError | None:
+    """Workers that would compute different things do so however often they are started."""
+    if not verdict:
+        return None
+    return UserError(verdict) if different else GroupError(verdict)
 
 
 def _is_hello(cluster: Cluster, message: dict[str, Any]) -> bool:

@@ -6,6 +6,7 @@ EXIT_USER_ERROR = 2
 EXIT_PREEMPTED = 42
 EXIT_DIVERGED = 43
 EXIT_INTERRUPTED = 130  # as a shell reports the end by Ctrl-C
+EXIT_GROUP_BROKEN = 200  # beyond all signals, where launchers look for what to start again
 
 
 class UserError(Exception):
@@ -13,6 +14,13 @@ class UserError(Exception):
 
     The message is one line that names the thing, its value and what to do.
     `main` prints it without a traceback and exits 2.
+    """
+
+
+class GroupError(UserError):
+    """The group of workers is not whole: one is missing, lost, or cannot have its port.
+
+    What the user asked for is right, and starting the whole group again helps: `main` exits 200.
     """
 
 

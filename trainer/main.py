@@ -67,7 +67,7 @@ def train() -> int:
     cli.quiet_libraries()
     import tensorflow as tf
 
-    from trainer.strategy import create_strategy
+    from trainer.strategy import create_strategy, lost_workers_named
     from trainer.train import train_and_evaluate
 
     stopwatch.lap("import")
@@ -75,7 +75,8 @@ def train() -> int:
         tf.config.experimental.enable_op_determinism()
     strategy = create_strategy(_STRATEGY.value, _TPU.value, _VIRTUAL_DEVICES.value)
     stopwatch.lap("devices")
-    summary = train_and_evaluate(config, strategy, folder, _DATA_DIR.value, stopwatch)
+    with lost_workers_named(strategy):
+        summary = train_and_evaluate(config, strategy, folder, _DATA_DIR.value, stopwatch)
     # There is none where all steps were done before, or in one loop with the tracing.
     measured = math.isfinite(summary.images_per_second)
     rate = f" at {summary.images_per_second:.0f} images/s" if measured else ""

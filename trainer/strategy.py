@@ -1,13 +1,15 @@
 """Where it runs: the `tf.distribute` strategy, and how much of a step XLA compiles there."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import tensorflow as tf
 
 from trainer.cluster import tf_config_cluster
 from trainer.config import Config
-from trainer.errors import UserError
+from trainer.errors import GroupError, UserError
 from trainer.steps import Compiled
 
 
@@ -64,6 +66,28 @@ def _tpu(name: str) -> tf.distribute.Strategy:
             f"--strategy=tpu: no TPU can be used at --tpu={name} ({type(error).__name__}: "
             f"{str(error).splitlines()[0][:200]}); run it on a TPU VM (BUILD.md), or use "
             f"--strategy=auto"
+        ) from None
+
+
+@contextlib.contextmanager
+def lost_workers_named(strategy: tf.distribute.Strategy) -> Iterator[None]:
+    """What TensorFlow raises where another worker ended in the midst, in one line.
+
+    Raises:
+        GroupError: where it is so.
+    """
+    try:
+        yield
+    except tf.errors.OpError as error:
+        lost = isinstance(error, tf.errors.UnavailableError | tf.errors.AbortedError)
+        lost = lost or "Collective ops is aborted" in error.message
+        if not (lost and isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)):
+            raise
+        # The first line of the innermost reason: they are quoted in one another.
+        reasons = error.message.rpartition("aborted by:")[2].replace(r"\n", "\n").split("\n")
+        raise GroupError(
+            f"another worker ended, or cannot be reached any more ({reasons[0].strip()}); start "
+            f"all workers again: they go on from the last checkpoint"
         ) from None
 
 

@@ -98,7 +98,8 @@ class Job:
             if gpus:
                 environment["CUDA_VISIBLE_DEVICES"] = ",".join(_share(gpus, rank, spec.nodes))
             # Children get the affinity of the thread that starts them: before their first thread.
-            os.sched_setaffinity(0, _share(cores, rank, spec.nodes) or cores)
+            enough = len(cores) >= spec.nodes
+            os.sched_setaffinity(0, _share(cores, rank, spec.nodes) if enough else cores)
             path = self._log(attempt, rank)
             try:
                 with open(path, "ab", opener=_private) as log:
@@ -155,11 +156,10 @@ class Job:
 
     def delete(self) -> None:
         """SIGTERM, so that they save; SIGKILL after the grace, or at a second signal."""
-        signals_before = len(self._signals.received)
         until = self._signals.now() + self._spec.options.grace_s
         self._send(signal.SIGTERM)
         while self._alive() and self._signals.now() < until:
-            if len(self._signals.received) > max(1, signals_before):
+            if len(self._signals.received) > 1:
                 break
             self._signals.wait(_LOOK_S)
             self._print()
