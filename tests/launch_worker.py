@@ -27,6 +27,8 @@ def seen(plan: Path) -> list[dict]:
 
 
 def _main() -> None:
+    if sys.argv[1:3] != ["-m", "trainer.main"]:  # what the launcher itself runs there
+        os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
     flags = {a.partition("=")[0]: a.partition("=")[2] for a in sys.argv[1:] if a.startswith("--")}
     plan, workdir = Path(flags["--plan"]), Path(flags["--workdir"])
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until `wait` takes it

@@ -9,7 +9,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from launch import cli, records
 from launch.backends import local
 from launch.policy import State
 from tests import launch_worker
+from tests.launch_runs import SMALL, Group, as_undisturbed, launcher, read_until, undisturbed_run
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,63 +32,9 @@ def home(tmp_path, monkeypatch):
     return tmp_path / "home"
 
 
-class Group:
-    """What a test submits: workers that play a plan."""
-
-    def __init__(self, folder: Path):
-        self.plan, self.workdir = folder / "plan", folder / "run"
-        self._python = launch_worker.write(folder)
-
-    def arguments(self, plan: dict[str, list[str]], *flags: str, nodes: int = 2) -> list[str]:
-        self.plan.write_text(json.dumps(plan))
-        own = [f"--nodes={nodes}", f"--python={self._python}", *flags]
-        trainer = ["--strategy=multi_worker", f"--plan={self.plan}", f"--workdir={self.workdir}"]
-        return ["submit", "--backend=local", "--name=a", *own, "--", *trainer]
-
-    def submit(self, plan: dict[str, list[str]], *flags: str, nodes: int = 2) -> int:
-        return cli.main(self.arguments(plan, *flags, nodes=nodes))
-
-    @property
-    def seen(self) -> list[dict]:
-        return launch_worker.seen(self.plan)
-
-    @contextlib.contextmanager
-    def submitted(self, plan: dict[str, list[str]], *flags: str, until: int) -> Iterator:
-        """A launcher of its own, once `until` workers wait."""
-        with launcher(self.arguments(plan, *flags)) as process:
-            lines: list[str] = []
-            while (
-                sum("waiting" in line for line in lines) < until or "launch a: running" not in lines
-            ):
-                lines += read_until(process, "")
-            yield process
-
-
-@contextlib.contextmanager
-def launcher(arguments: list[str]) -> Iterator[subprocess.Popen]:
-    command = [sys.executable, "-m", "launch", *arguments]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=subprocess.STDOUT, text=True) as p:
-        try:
-            yield p
-        finally:
-            p.kill()
-
-
-def read_until(process: subprocess.Popen, text: str, times: int = 1) -> list[str]:
-    assert process.stdout is not None
-    lines = []
-    for line in process.stdout:
-        lines.append(line.rstrip("\n"))
-        times -= text in line
-        if not times:
-            return lines
-    raise AssertionError("\n".join(lines))
-
-
 @pytest.fixture
 def group(tmp_path):
-    return Group(tmp_path)
+    return Group(tmp_path, "local")
 
 
 def test_each_worker_is_told_who_it_is_and_has_its_share_of_the_cores(group, capfd):
@@ -342,27 +288,6 @@ def test_what_is_shown_does_the_same_in_bash(tmp_path_factory, args, value, work
     assert told["environment"]["A"] == value
 
 
-_SMALL = (
-    *("--set=model.name=resnet8", "--set=data.global_batch_size=66", "--set=num_epochs=4"),
-    *("--set=eval_every_epochs=1", "--set=steps_per_loop=5", "--set=data.eval_batch_size=100"),
-    "--set=checkpoint_every_s=0",
-)
-
-
-def _evaluations(workdir: Path) -> tuple[list[int], list[dict]]:
-    """The steps of all training records, and the evaluations."""
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    values = [json.loads(line) for line in lines]
-    steps = [value["step"] for value in values if value.get("kind") == "train"]
-    return steps, [value for value in values if value.get("kind") == "eval"]
-
-
-def _trainer(name: str, nodes: int, workdir: Path) -> list[str]:
-    flags = [f"--name={name}", f"--nodes={nodes}", f"--folder={ROOT}"]
-    trainer = ["--strategy=multi_worker", *_SMALL, f"--workdir={workdir}"]
-    return ["submit", "--backend=local", *flags, "--", *trainer]
-
-
 def _worker(workdir: Path, rank: int) -> int:
     """The process of a worker that trains."""
     (record,) = [records.read(name) for name in records.names()]
@@ -374,20 +299,17 @@ def _worker(workdir: Path, rank: int) -> int:
     raise AssertionError(pids)
 
 
-def _as_undisturbed(workdir: Path, undisturbed: Path) -> None:
-    (steps, values), (all_steps, expected) = _evaluations(workdir), _evaluations(undisturbed)
-    assert steps == all_steps
-    assert [value["step"] for value in values] == [value["step"] for value in expected]
-    for value, other in zip(values, expected, strict=True):
-        assert value["top1_accuracy"] == pytest.approx(other["top1_accuracy"], abs=0.01)
+def _trainer(name: str, nodes: int, workdir: Path) -> list[str]:
+    flags = [f"--name={name}", f"--nodes={nodes}", f"--folder={ROOT}"]
+    trainer = ["--strategy=multi_worker", *SMALL, f"--workdir={workdir}"]
+    return ["submit", "--backend=local", *flags, "--", *trainer]
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """What one process computes."""
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"
-    command = [sys.executable, "-m", "trainer.main", "--strategy=one_device", *_SMALL]
-    subprocess.run([*command, f"--workdir={workdir}"], cwd=ROOT, check=True, capture_output=True)
+    undisturbed_run(workdir)
     return workdir
 
 
@@ -407,7 +329,7 @@ def test_two_workers_train_through_a_kill_and_a_preemption(undisturbed, tmp_path
         text = process.stdout.read()
         assert process.wait() == 0
     assert "with 42; restart 2\n" in text
-    _as_undisturbed(workdir, undisturbed)
+    as_undisturbed(workdir, undisturbed)
 
 
 @pytest.mark.slow
@@ -438,4 +360,4 @@ def test_three_workers_train_after_a_port_was_taken_and_after_ctrl_c(
         assert process.wait() == 130
     assert "stopped: saved at step" in text
     assert cli.main(_trainer("three", 3, again)) == 0
-    _as_undisturbed(again, undisturbed)
+    as_undisturbed(again, undisturbed)

@@ -16,10 +16,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from launch import logs, workdir
 from launch.backends.interface import Document, Observation
 from launch.errors import LaunchError
 from launch.group import tf_config
-from launch.logs import Tail, last_lines
 from launch.policy import State, shell_code
 from launch.records import Record
 from launch.signals import Signals
@@ -61,12 +61,8 @@ def render(spec: JobSpec) -> list[Document]:
     return documents
 
 
-def workdir(spec: JobSpec) -> str:
-    return spec.workdir or f"runs/{spec.name}"
-
-
 def _command(spec: JobSpec) -> list[str]:
-    return [spec.options.python or sys.executable, *spec.trainer_args(workdir(spec))]
+    return [spec.options.python or sys.executable, *spec.trainer_args(workdir.name(spec))]
 
 
 def _own_environment(spec: JobSpec, rank: int, addresses: list[str]) -> dict[str, str]:
@@ -84,7 +80,7 @@ class Job:
     def __init__(self, record: Record, signals: Signals):
         self._record, self._spec, self._signals = record, record.spec, signals
         self._workers: list[subprocess.Popen[bytes]] = []
-        self._tails: list[Tail] = []
+        self._tails: list[logs.Tail] = []
 
     def create(self, attempt: int) -> None:
         spec = self._spec
@@ -121,7 +117,7 @@ class Job:
             finally:
                 os.sched_setaffinity(0, cores)
             self._workers.append(worker)
-            self._tails.append(Tail(path, f"[{rank}] "))
+            self._tails.append(logs.Tail(path, f"[{rank}] "))
 
     def observe(self) -> Observation:
         """Waits a moment for the end of a worker, and prints what they wrote meanwhile."""
@@ -149,7 +145,9 @@ class Job:
         code = shell_code(returncode)
         how = f", by {signal.Signals(-returncode).name}" if returncode < 0 else ""
         message = f"worker {rank} of {self._spec.nodes} ended first, with {code}{how}"
-        lines = last_lines(self._log(self._record.restarts.attempt, rank), _LINES, f"[{rank}] ")
+        lines = logs.last_lines(
+            self._log(self._record.restarts.attempt, rank), _LINES, f"[{rank}] "
+        )
         if lines and self._spec.nodes > 1:  # among the lines of several its own are hard to find
             print(f"the last lines of worker {rank}:", *lines, sep="\n", flush=True)
         return Observation(State.FAILED, exit_code=code, message=message)
@@ -176,18 +174,11 @@ class Job:
         self._workers = []
 
     def progress(self) -> str:
-        return checkpoint_mark(Path(self._spec.folder, workdir(self._spec)))
+        return workdir.checkpoint_mark(self._spec)
 
     def logs(self, follow: bool) -> Iterator[str]:
-        tails: dict[str, Tail] = {}
-        while True:
-            ended = not follow or not self._record.is_watched
-            for path in sorted(self._record.logs.glob("*.log"), key=_attempt_and_rank):
-                tail = tails.setdefault(path.name, Tail(path, f"[{_attempt_and_rank(path)[1]}] "))
-                yield from tail.lines(last=ended)
-            if ended or self._signals.received:
-                return
-            self._signals.wait(_LOOK_S)
+        record = self._record
+        return logs.of_starts(record, self._signals, lambda: follow and record.is_watched)
 
     def _gpus(self) -> list[str]:
         """The GPUs of all workers, as CUDA_VISIBLE_DEVICES names them."""
@@ -213,7 +204,7 @@ class Job:
         return gpus
 
     def _log(self, attempt: int, rank: int) -> Path:
-        return self._record.logs / f"{attempt}-{rank}.log"
+        return logs.path(self._record, attempt, rank)
 
     def _print(self, last: bool = False) -> None:
         for tail in self._tails:
@@ -235,22 +226,9 @@ class Job:
                     signal.pidfd_send_signal(descriptor, number)
 
 
-def checkpoint_mark(folder: Path) -> str:
-    """Changes with every new checkpoint in a run's folder."""
-    try:
-        return (folder / "checkpoints" / "checkpoint").read_text()
-    except OSError:
-        return ""
-
-
 def _share(things: list, rank: int, number: int) -> list:
     """This rank's part, as even as it goes."""
     return things[rank * len(things) // number : (rank + 1) * len(things) // number]
-
-
-def _attempt_and_rank(path: Path) -> tuple[int, int]:
-    attempt, rank = path.stem.split("-")
-    return int(attempt), int(rank)
 
 
 def _private(path: str, flags: int) -> int:

@@ -1,0 +1,1 @@
+"""The JobSet of `--backend=kubernetes`: what is sent, and what the cluster says of it."""
