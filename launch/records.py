@@ -14,7 +14,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from launch import backends
 from launch import spec as spec_lib
@@ -51,7 +51,6 @@ class Record:
     was_running: bool = False
     restarts: Restarts = dataclasses.field(default_factory=Restarts)
     handle: dict[str, Any] = dataclasses.field(default_factory=dict)
-    _lock: IO[str] | None = None
 
     @property
     def path(self) -> Path:
@@ -80,7 +79,7 @@ class Record:
     @contextlib.contextmanager
     def locked(self) -> Iterator[bool]:
         """Whether this process may act on the run; the kernel lets go when it dies."""
-        with open(self.path / "lock", "a+") as lock:
+        with open(self.path / "lock", "a", opener=private) as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -110,7 +109,8 @@ def create(spec: JobSpec) -> Record:
             _put_aside(read(spec.name))
         new = path.with_name(f"{path.name}~new{os.getpid()}")
         shutil.rmtree(new, ignore_errors=True)
-        (new / "logs").mkdir(mode=0o700, parents=True)
+        for folder in (new, new / "logs"):  # with `parents`, the mode would be the last one's only
+            folder.mkdir(mode=0o700)
         _write(new, record)
         new.rename(path)  # fails where somebody else was faster: a folder that is not empty
     except OSError as error:
@@ -187,11 +187,15 @@ def _write(folder: Path, record: Record) -> None:
     write_private(folder / "record.json", json.dumps(values, indent=1) + "\n")
 
 
+def private(path: str, flags: int) -> int:
+    """An `opener` of files of this account alone."""
+    return os.open(path, flags, 0o600)
+
+
 def write_private(path: Path, text: str) -> None:
     """A file of this account alone, old or new to whoever reads it."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with open(descriptor, "w", encoding="utf-8") as file:
+    with open(temporary, "w", encoding="utf-8", opener=private) as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

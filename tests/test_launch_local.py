@@ -347,7 +347,7 @@ def test_three_workers_train_after_a_port_was_taken_and_after_ctrl_c(
                 yield [*ports, taken.getsockname()[1]]
 
         monkeypatch.setattr(local, "_free_ports", one_is_taken)
-        assert cli.main([*_trainer("three", 3, workdir), "--set=num_epochs=1"]) == 0
+        assert cli.main([*_trainer("three", 3, workdir), "--set=num_epochs=2"]) == 0
     output = capfd.readouterr().out
     assert "error: TF_CONFIG: worker 2 cannot listen at localhost:" in output
     assert "worker 2 of 3 ended first, with 200; restart 1, 1 of 10 that count" in output

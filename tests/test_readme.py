@@ -1,5 +1,7 @@
 """What README.md and BUILD.md tell a user to type: every command parses, every file is there."""
 
+import copy
+import os
 import re
 import shlex
 import sys
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 
+from launch import cli
 from tests.conftest import strategy_of
 from tests.step_runs import Run
 from trainer import config as config_lib
@@ -18,7 +21,7 @@ from trainer.models import MODELS
 from trainer.weights import torch_tensors
 
 _ROOT = Path(__file__).parent.parent
-_DOCUMENTS = [_ROOT / "README.md", _ROOT / "BUILD.md"]
+_DOCUMENTS = [_ROOT / "README.md", _ROOT / "BUILD.md", _ROOT / "docs" / "launch.md"]
 
 
 def _commands() -> list[str]:
@@ -69,6 +72,28 @@ def test_every_command_parses(command):
             values[name].value = value
 
 
+@pytest.mark.parametrize("command", [c for c in _commands() if "-m launch " in c])
+def test_every_launch_is_one_that_can_be_submitted(command, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("LAUNCH_HOME", str(tmp_path))
+    words = [
+        word.replace("$PROJECT", "my-project").replace("$ZONE", "z-1") for word in _words(command)
+    ]
+    arguments = words[words.index("launch") + 1 :]
+    if arguments[0] == "submit":
+        if "--dry-run" not in arguments:
+            arguments.insert(1, "--dry-run")
+        arguments = [word.replace("REGISTRY", "registry") for word in arguments]
+        assert cli.main(arguments) == 0, capsys.readouterr().err
+        trainer = arguments[arguments.index("--") + 1 :]
+        values = flags.FlagValues()
+        for name in ("trainer.main", "trainer.shared_flags"):
+            for flag in flags.FLAGS.flags_by_module_dict()[name]:
+                values[flag.name] = copy.deepcopy(flags.FLAGS[flag.name])
+        assert values(["main", *trainer]) == ["main"]
+    else:
+        assert cli._parse(arguments).command == arguments[0]
+
+
 def test_every_make_target_is_there():
     targets = set(re.findall(r"^([a-z-]+):", (_ROOT / "Makefile").read_text(), re.MULTILINE))
     used = {
@@ -84,7 +109,8 @@ def test_every_make_target_is_there():
 def test_every_link_and_named_file_is_there():
     for document in _DOCUMENTS:
         text = document.read_text()
-        names = re.findall(r"\]\(([^)#:]+)\)", text)
+        links = re.findall(r"\]\(([^)#:]+)\)", text)
+        names = [os.path.relpath(document.parent / link, _ROOT) for link in links]
         names += re.findall(r"`((?:trainer|configs|tests|benchmarks|docs)/[\w/.-]+)`", text)
         missing = [name for name in names if not (_ROOT / name).exists()]
         assert not missing, (document.name, missing)

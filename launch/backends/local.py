@@ -21,7 +21,7 @@ from launch.backends.interface import Document, Observation
 from launch.errors import LaunchError
 from launch.group import tf_config
 from launch.policy import State, shell_code
-from launch.records import Record
+from launch.records import Record, private
 from launch.signals import Signals
 from launch.spec import JobSpec, option
 
@@ -91,6 +91,8 @@ class Job:
         self._workers, self._tails = [], []
         for rank in range(spec.nodes):
             environment = os.environ | _own_environment(spec, rank, addresses)
+            if not spec.is_group:
+                environment.pop("TF_CONFIG", None)  # of whoever started the launcher
             if gpus:
                 environment["CUDA_VISIBLE_DEVICES"] = ",".join(_share(gpus, rank, spec.nodes))
             # Children get the affinity of the thread that starts them: before their first thread.
@@ -98,7 +100,7 @@ class Job:
             os.sched_setaffinity(0, _share(cores, rank, spec.nodes) if enough else cores)
             path = self._log(attempt, rank)
             try:
-                with open(path, "ab", opener=_private) as log:
+                with open(path, "ab", opener=private) as log:
                     worker = subprocess.Popen(
                         _command(spec),
                         cwd=spec.folder,
@@ -229,10 +231,6 @@ class Job:
 def _share(things: list, rank: int, number: int) -> list:
     """This rank's part, as even as it goes."""
     return things[rank * len(things) // number : (rank + 1) * len(things) // number]
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 @contextlib.contextmanager

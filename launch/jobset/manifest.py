@@ -53,7 +53,8 @@ def manifest(spec: JobSpec) -> dict[str, Any]:
 
 def labels(spec: JobSpec) -> dict[str, str]:
     """Whose it is: a record here, and what it was started with."""
-    texts = (spec.record_dir, json.dumps(to_dict(spec), sort_keys=True))
+    sent = {name: value for name, value in to_dict(spec).items() if name != "folder"}
+    texts = (spec.record_dir, json.dumps(sent, sort_keys=True))
     run, all_of_it = (hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts)
     queue = spec.options.queue
     own = {RUN_LABEL: run, SPEC_LABEL: all_of_it}
