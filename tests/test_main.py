@@ -17,7 +17,7 @@ from trainer import cli
 from trainer import config as config_lib
 from trainer.config import Config, load, override
 from trainer.data.source import open_source
-from trainer.errors import DivergedError, PreemptedError, UserError
+from trainer.errors import DivergedError, GroupError, PreemptedError, UserError
 from trainer.run_folder import RunFolder, default_path
 from trainer.train import train_and_evaluate
 
@@ -57,9 +57,9 @@ def run_main(
     )
 
 
-def only_line(result: subprocess.CompletedProcess) -> str:
+def only_line(result: subprocess.CompletedProcess, code: int = 2) -> str:
     """The message of a run that was refused, and that said nothing else."""
-    assert result.returncode == 2, result.stderr
+    assert result.returncode == code, result.stderr
     assert result.stdout == ""
     assert "Traceback" not in result.stderr
     lines = result.stderr.splitlines()
@@ -261,7 +261,7 @@ def test_a_group_that_does_not_form(stubs, tmp_path):
     text = tf_configs(2)[0]
     missing = json.loads(text)["cluster"]["worker"][1]
     result = run_main(*arguments, pythonpath=stubs, environment={"TF_CONFIG": text})
-    assert only_line(result).startswith(
+    assert only_line(result, code=200).startswith(
         f"TF_CONFIG: the group of 2 did not form: worker 1 ({missing}) did not come; "
     )
 
@@ -278,6 +278,7 @@ def test_help_lists_the_flags(stubs):
     [
         (None, 0),
         (UserError("a mistake"), 2),
+        (GroupError("a worker is missing"), 200),
         (PreemptedError("saved"), 42),
         (DivergedError("step 3"), 43),
         (KeyboardInterrupt(), 130),
