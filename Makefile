@@ -9,7 +9,7 @@ train: .venv/installed
 	$(BIN)/python -m trainer.main --strategy=mirrored $(ARGS)
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
 
 test-slow: .venv/installed-dev
 	$(BIN)/python -m pytest -m slow $(ARGS)

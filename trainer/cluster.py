@@ -112,8 +112,9 @@ def _gather(
         while len(members) + 1 < len(cluster.addresses) and time.monotonic() < deadline:
             for key, _ in selector.select(max(0.0, deadline - time.monotonic())):
                 if key.data is not None:  # a member has nothing to say: this one has left
-                    selector.unregister(key.fileobj)
-                    members.pop(key.data).close()
+                    if members.get(key.data) is key.fileobj:  # and has not come anew just now
+                        selector.unregister(key.fileobj)
+                        members.pop(key.data).close()
                     continue
                 connection = stack.enter_context(listener.accept()[0])
                 message = _receive(connection, _HELLO_S)
