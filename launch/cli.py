@@ -1,10 +1,13 @@
 """`python -m launch`: submit, then status, logs, watch, cancel, list, render."""
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
+import io
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,8 +16,16 @@ from typing import Any, ClassVar, NoReturn
 from launch import backends, records
 from launch import spec as spec_lib
 from launch import watch as watch_lib
-from launch.backends.interface import Document
-from launch.errors import EXIT_DONE, EXIT_USER_ERROR, LaunchError, redacted
+from launch.backends.interface import Document, Job
+from launch.errors import (
+    EXIT_CANCELLED,
+    EXIT_DONE,
+    EXIT_PREEMPTED,
+    EXIT_USER_ERROR,
+    LaunchError,
+    redacted,
+)
+from launch.output import show
 from launch.policy import State
 from launch.records import Record
 from launch.signals import Signals
@@ -34,15 +45,20 @@ a finished run."""
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0 done, 2 a mistake, 42 or 130 after a signal, or the trainer's."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):  # what workers print may be no text
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return _run(arguments)
     except LaunchError as error:
-        message = " ".join(redacted(str(error)).split())  # one line, whatever is quoted
-        print(f"error: {message}", file=sys.stderr)
-        return EXIT_USER_ERROR
+        message = str(error)
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_DONE
+    except OSError as error:  # a full disk, a folder that is gone
+        message = f"{error.filename or 'a file'}: {error.strerror}; make room, or mend it"
+    print("error:", " ".join(redacted(message).split()), file=sys.stderr)  # one line
+    return EXIT_USER_ERROR
 
 
 def _run(arguments: list[str]) -> int:
@@ -72,62 +88,57 @@ def _submit(flags: argparse.Namespace, trainer_flags: list[str]) -> int:
     if flags.dry_run:
         _print_documents(module.render(spec), flags.json)
         return EXIT_DONE
-    record = records.create(spec)
-    with record.locked() as free, Signals() as signals:
-        if not free:
-            raise LaunchError(f"--name={spec.name}: somebody watches it already")
+    with records.create(spec) as record, Signals() as signals:
         job = module.Job(record, signals)
         try:
             job.create(0)
-        except LaunchError as error:
+        except (LaunchError, OSError) as error:
             record.set_state(State.FAILED, str(error))
             raise
         if not job.ends_with_watch:
-            print(f"submitted; `python -m launch watch {spec.name}` follows it until it is done")
+            show(f"submitted; `python -m launch watch {spec.name}` follows it until it is done")
             return EXIT_DONE
+        return _follow(record, job, signals)
+
+
+def _follow(record: Record, job: Job, signals: Signals) -> int:
+    try:
         return watch_lib.watch(record, job, signals, _say(record))
+    except BaseException:  # a full disk, a bug: nobody would look after what runs here
+        if job.ends_with_watch:
+            with contextlib.suppress(Exception):
+                job.delete()
+        raise
 
 
 def _watch(flags: argparse.Namespace) -> int:
-    record = records.read(flags.name)
-    with record.locked() as free, Signals() as signals:
-        if free:
-            record = records.read(flags.name)  # the last watcher may have written since
-            job = backends.load(record.spec.backend).Job(record, signals)
-            return watch_lib.watch(record, job, signals, _say(record))
+    with Signals() as signals:
         shown = None
-        while record.is_watched and not signals.received:  # somebody else acts: only look
+        while True:
+            record = records.read(flags.name)
+            with record.locked() as free:
+                if free:
+                    record = records.read(flags.name)  # the last watcher may have written since
+                    job = backends.load(record.spec.backend).Job(record, signals)
+                    return _follow(record, job, signals)
             if shown != (shown := (record.state, record.message)):
                 _say(record)(f"{record.state}: {record.message}".removesuffix(": "))
-            signals.wait(1.0)
-            record = records.read(flags.name)
-    return watch_lib.exit_code(record) if record.state.is_final else EXIT_DONE
+            signals.wait(1.0)  # somebody else acts: only look
+            if signals.received:
+                by_user = signals.received[0] == signal.SIGINT
+                return EXIT_CANCELLED if by_user else EXIT_PREEMPTED
 
 
 def _status(flags: argparse.Namespace) -> int:
     with Signals() as signals:
-        rows = [_look(records.read(name), signals) for name in flags.names or records.names()]
+        rows = [_row(name, signals) for name in flags.names or records.names()]
         if flags.health:
             from launch import health
 
             for row in rows:
-                row["health"] = health.of(records.read(row["name"]))
+                row["health"] = health.of(records.read(row["name"])) if row["backend"] else {}
     _print_rows(rows, flags.json)
     return EXIT_DONE
-
-
-def _look(record: Record, signals: Signals) -> dict[str, Any]:
-    """A row of `status`: what the other side says now, where it can be asked."""
-    row = _row(record)
-    job = backends.load(record.spec.backend).Job(record, signals)
-    if not record.state.is_final and not job.ends_with_watch:
-        seen = job.observe()
-        row |= {
-            "state": State.UNKNOWN if seen.gone else seen.state,
-            "message": redacted(seen.message),
-        }
-        row["exit_code"] = seen.exit_code
-    return row
 
 
 def _logs(flags: argparse.Namespace) -> int:
@@ -162,7 +173,7 @@ def _cancel(flags: argparse.Namespace) -> int:
 
 
 def _list(flags: argparse.Namespace) -> int:
-    _print_rows([_row(records.read(name)) for name in records.names()], flags.json)
+    _print_rows([_row(name, None) for name in records.names()], flags.json)
     return EXIT_DONE
 
 
@@ -198,9 +209,11 @@ class _Parser(argparse.ArgumentParser):
         words = message.partition("unrecognized arguments: ")[2].split()
         if words:
             flag = words[0].partition("=")[0]
-            near = difflib.get_close_matches(flag, sorted(self.flags), 1)
+            near = difflib.get_close_matches(flag, sorted(self.flags), 1, cutoff=0.8)
             hint = f"; did you mean {near[0]}?" if near else ""
-            message = f"{words[0]}: unknown{hint} (the trainer's own flags come behind `--`)"
+            message = f"{flag}: unknown{hint} (the trainer's own flags come behind `--`)"
+        if "expected one argument" in message:
+            message += "; what begins with - is given as --flag=-VALUE"
         raise LaunchError(f"{message}; --help lists all flags")
 
 
@@ -226,7 +239,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     watch = command("watch", "Follows a run until it has ended; restarts it where that is needed.")
     cancel = command("cancel", "Ends a run and takes away all that was made for it.")
     listed = command("list", "All runs, as last seen; asks nobody.")
-    render = command("render", "Prints what was sent for a run.")
+    render = command("render", "Prints what is sent to start a run.")
     for one in (logs, watch, cancel, render):
         one.add_argument("name", metavar="NAME")
     for one in (submit, status, listed, render):
@@ -289,6 +302,7 @@ def _spec(flags: argparse.Namespace, trainer_flags: list[str]) -> JobSpec:
     args, workdir = spec_lib.split_workdir(trainer_flags)
     return JobSpec(
         name=flags.name,
+        run="RUN",
         backend=flags.backend,
         nodes=flags.nodes,
         args=args,
@@ -305,20 +319,31 @@ def _spec(flags: argparse.Namespace, trainer_flags: list[str]) -> JobSpec:
 
 
 def _say(record: Record):
-    return lambda text: print(f"launch {record.spec.name}: {text}", flush=True)
+    return lambda text: show(f"launch {record.spec.name}: {text}")
 
 
-def _row(record: Record) -> dict[str, Any]:
-    return {
-        "name": record.spec.name,
-        "backend": record.spec.backend,
-        "state": record.state,
-        "restarts": record.restarts.attempt,
-        "created": record.created,
-        "watched": record.is_watched,
-        "exit_code": record.exit_code,
-        "message": record.message,
-    }
+def _row(name: str, signals: Signals | None) -> dict[str, Any]:
+    """What is known of a run; with `signals`, as the other side says now, where it can be asked.
+
+    A run that cannot be read, or asked for, does not stop the others' rows: its own says why.
+    """
+    row: dict[str, Any] = {"name": name, "backend": "", "state": State.UNKNOWN, "restarts": 0}
+    row |= {"created": "", "watched": False, "exit_code": None, "message": ""}
+    try:
+        record = records.read(name)
+        row |= {"backend": record.spec.backend, "created": record.created}
+        row |= {"state": record.state, "watched": record.is_watched}
+        row |= {"exit_code": record.exit_code, "message": record.message}
+        if signals is not None and not record.state.is_final:
+            job = backends.load(record.spec.backend).Job(record, signals)
+            if not job.ends_with_watch:
+                seen = job.observe()
+                row["state"] = State.UNKNOWN if seen.gone else seen.state
+                row |= {"exit_code": seen.exit_code, "message": redacted(seen.message)}
+        row["restarts"] = record.restarts.attempt  # which a look may bring up to date
+    except LaunchError as error:
+        row |= {"state": State.UNKNOWN, "message": redacted(str(error))}
+    return row
 
 
 def _print_rows(rows: Sequence[dict[str, Any]], as_json: bool) -> None:

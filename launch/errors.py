@@ -9,13 +9,16 @@ EXIT_PREEMPTED = 42  # as the trainer's: all is saved, the same command goes on
 EXIT_CANCELLED = 130  # as a shell reports the end by Ctrl-C
 
 _SECRET_NAME = re.compile(
-    r"(^|[_.-])(token|secret|passwd|password|api_?key|access_?key|private_?key|credentials?)s?($|[_.-])",
+    r"(^|[_.\s-])(token|secrets?|passwd|\w*passwords?|pwd|api_?keys?|access_?keys?|private_?keys?"
+    r"|credentials?)($|[_.-])",
     re.IGNORECASE,
 )
-# Access tokens of Google, GitHub, GitLab, Hugging Face, AWS, Slack; a private key; user:password@.
+# Access tokens of Google, GitHub, GitLab, Hugging Face, AWS, Slack and others; a private key; what
+# stands before the @ of an address.
 _SECRET_VALUE = re.compile(
-    r"ya29\.[\w.-]+|gh[pousr]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{10,}|hf_\w{20,}|AKIA[0-9A-Z]{16}"
-    r"|xox[abpr]-[\w-]+|Bearer [\w.~+/=-]+|-----BEGIN [A-Z ]*PRIVATE KEY|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
+    r"ya29\.[\w.-]+|AIza[\w-]{30,}|gh[pousr]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{10,}|hf_\w{20,}"
+    r"|sk-[\w-]{20,}|AKIA[0-9A-Z]{16}|xox[abpr]-[\w-]+|(Bearer|Authorization: Basic) [\w.~+/=-]+"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY|(?<=://)[^/\s:@]*:[^/\s]+(?=@)"
 )
 
 
@@ -27,13 +30,19 @@ class LaunchError(Exception):
     """
 
 
-def refuse_secret(name: str, value: str, where: str) -> None:
+def refuse_secret(text: str, where: str) -> None:
     """Whatever is in a spec is written to files and sent to servers that many can read.
 
+    Args:
+        text: NAME=VALUE, --NAME=VALUE, --set=NAME=VALUE, or a word alone.
+
     Raises:
-        LaunchError: where the name or the value looks like a secret; it does not show the value.
+        LaunchError: where a name or the value looks like a secret; it does not show the value.
     """
-    if _SECRET_NAME.search(name) or _SECRET_VALUE.search(value):
+    *names, last = text.split("=")
+    if not names and last.startswith("-"):  # its value is the next word
+        names = [last]
+    if any(map(_SECRET_NAME.search, names)) or _SECRET_VALUE.search(text):
         raise LaunchError(
             f"{where}: looks like a secret, and what launches a run can be read by others; let "
             f"the run read it from a file that only its account can read"

@@ -1,12 +1,14 @@
 """The lines of log files that somebody else writes, as they come."""
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from launch.records import Record
 from launch.signals import Signals
 
 _LOOK_S = 0.2
+_CHUNK = 2**20  # bytes
 
 
 class Tail:
@@ -19,27 +21,42 @@ class Tail:
 
     def lines(self, last: bool = False) -> Iterator[str]:
         """The whole lines since the last call, each behind the prefix, and bytes that are no text
-        as escapes.
+        as escapes; lines beyond a length that nobody reads are cut into several.
 
         Args:
             last: also what has no end of line yet: nothing more will come.
         """
         try:
-            with open(self._path, "rb") as file:
-                file.seek(self._position)
-                data = file.read()
+            file = open(self._path, "rb")  # noqa: SIM115 (a generator: closed below)
         except FileNotFoundError:
             return
-        self._position += len(data)
-        *whole, self._rest = (self._rest + data).split(b"\n")
+        with file:
+            file.seek(self._position)
+            while data := file.read(_CHUNK):
+                self._position += len(data)
+                *whole, self._rest = (self._rest + data).split(b"\n")
+                if len(self._rest) > _CHUNK:
+                    whole, self._rest = [*whole, self._rest], b""
+                yield from map(self._text, whole)
         if last and self._rest:
-            whole, self._rest = [*whole, self._rest], b""
-        for line in whole:
-            yield self._prefix + line.decode(errors="backslashreplace").rstrip("\r")
+            rest, self._rest = self._rest, b""
+            yield self._text(rest)
+
+    def _text(self, line: bytes) -> str:
+        return self._prefix + line.decode(errors="backslashreplace").rstrip("\r")
 
 
-def last_lines(path: Path, number: int, prefix: str = "") -> Sequence[str]:
-    return list(Tail(path, prefix).lines(last=True))[-number:]
+def last_lines(path: Path, number: int, prefix: str = "") -> list[str]:
+    """Of what stands in the last bytes of a file that may be long."""
+    try:
+        with open(path, "rb") as file:
+            start = max(0, file.seek(0, os.SEEK_END) - _CHUNK // 16)
+            file.seek(start)
+            lines = file.read().split(b"\n")
+    except FileNotFoundError:
+        return []
+    lines = [line for line in lines if line][-number:]
+    return [prefix + line.decode(errors="backslashreplace").rstrip("\r") for line in lines]
 
 
 def path(record: Record, attempt: int, rank: int) -> Path:

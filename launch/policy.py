@@ -10,6 +10,7 @@ What the trainer's exit codes mean here:
 
 import dataclasses
 import enum
+from collections.abc import Sequence
 
 # So many ends in a row without a new checkpoint, and it is no preemption that stops the run.
 MAX_WITHOUT_PROGRESS = 5
@@ -47,6 +48,25 @@ def outcome(exit_code: int) -> Outcome:
     if exit_code in (42, 143):
         return Outcome.RESTART
     return Outcome.RESTART_CHARGED if 129 <= exit_code <= 255 else Outcome.FAIL
+
+
+def first_to_end(codes: Sequence[int | None]) -> int | None:
+    """Which worker brought the others down, of several that ended too close to tell.
+
+    Args:
+        codes: the exit codes by rank; None for a worker that runs.
+
+    Returns:
+        its rank; None where nobody failed. Who was killed did it, then who has an error of its own;
+        200 and 42 are what others end with because of it.
+    """
+    failed = [rank for rank, code in enumerate(codes) if code]
+
+    def later(rank: int) -> tuple[bool, bool]:
+        code = codes[rank] or 0
+        return code in (42, 143, 200), not 129 <= code < 200
+
+    return min(failed, key=later, default=None)
 
 
 def shell_code(returncode: int) -> int:

@@ -11,10 +11,13 @@ import datetime
 import fcntl
 import json
 import os
+import re
 import shutil
+import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from launch import backends
 from launch import spec as spec_lib
@@ -28,7 +31,7 @@ _VERSION = 1
 def home() -> Path:
     """The folder of all records: on storage that all nodes see, where Slurm is used."""
     state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    return Path(os.environ.get("LAUNCH_HOME") or f"{state}/trainer-launch").absolute()
+    return Path(os.environ.get("LAUNCH_HOME") or f"{state}/trainer-launch").resolve()
 
 
 @dataclasses.dataclass
@@ -80,21 +83,33 @@ class Record:
     def locked(self) -> Iterator[bool]:
         """Whether this process may act on the run; the kernel lets go when it dies."""
         with open(self.path / "lock", "a", opener=private) as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            yield True
+            yield _lock(lock, fcntl.LOCK_EX)
 
     @property
     def is_watched(self) -> bool:
-        with self.locked() as free:
-            return not free
+        try:
+            with open(self.path / "lock", "a", opener=private) as lock:
+                return not _lock(lock, fcntl.LOCK_SH)  # two who ask do not see each other
+        except OSError:  # a home that can only be read
+            return False
 
 
-def create(spec: JobSpec) -> Record:
-    """Takes the name and writes the first record, in one step.
+def _lock(lock: IO[str], kind: int) -> bool:
+    """Tries for a moment: who only asks whether it is taken has it for no longer."""
+    until = time.monotonic() + 0.5
+    while True:
+        try:
+            fcntl.flock(lock, kind | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if kind == fcntl.LOCK_SH or time.monotonic() > until:
+                return False
+            time.sleep(0.01)  # of another process: there is nothing to wait on
+
+
+@contextlib.contextmanager
+def create(spec: JobSpec) -> Iterator[Record]:
+    """Takes the name and writes the first record, in one step; locked until the end of the block.
 
     Raises:
         LaunchError: where the name belongs to a run that has not ended, or the folder cannot be
@@ -102,27 +117,34 @@ def create(spec: JobSpec) -> Record:
     """
     path = Path(spec.record_dir)
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    record = Record(spec, created=now)
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if path.exists():
-            _put_aside(read(spec.name))
-        new = path.with_name(f"{path.name}~new{os.getpid()}")
-        shutil.rmtree(new, ignore_errors=True)
-        for folder in (new, new / "logs"):  # with `parents`, the mode would be the last one's only
-            folder.mkdir(mode=0o700)
-        _write(new, record)
-        new.rename(path)  # fails where somebody else was faster: a folder that is not empty
-    except OSError as error:
-        raise LaunchError(
-            f"{path}: the run's record cannot be written ({error.strerror}); set LAUNCH_HOME to a "
-            f"folder that can, or choose another --name"
-        ) from None
-    return record
+    record = Record(dataclasses.replace(spec, run=uuid.uuid4().hex), created=now)
+    new = path.with_name(f"{path.name}~new{os.getpid()}")
+    with contextlib.ExitStack() as stack:
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if path.exists():
+                record.handle["before"] = _put_aside(spec.name)
+            shutil.rmtree(new, ignore_errors=True)
+            for folder in (new, new / "logs"):  # with `parents`, only the last one has the mode
+                folder.mkdir(mode=0o700)
+            lock = stack.enter_context(open(new / "lock", "a", opener=private))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            _write(new, record)
+            new.rename(path)  # fails where somebody else was faster: a folder that is not empty
+        except OSError as error:
+            raise LaunchError(
+                f"{path}: the run's record cannot be written ({error.strerror}); set LAUNCH_HOME "
+                f"to a folder that can, or choose another --name"
+            ) from None
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+        yield record
 
 
 def read(name: str) -> Record:
     """Raises LaunchError where there is no such run, or its record cannot be read."""
+    if not re.fullmatch(r"[a-z][a-z0-9-]*(~\d+)?", name):
+        raise LaunchError(f"{name!r}: is no name of a run; `python -m launch list` names them all")
     path = home() / name
     try:
         values = json.loads((path / "record.json").read_text(encoding="utf-8"))
@@ -143,7 +165,7 @@ def read(name: str) -> Record:
         raise LaunchError(
             f"{name}: there is no such run in {home()}; `python -m launch list` names them all"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise LaunchError(
             f"{path / 'record.json'}: cannot be read ({error}); mend it, or move it away"
         ) from None
@@ -151,25 +173,35 @@ def read(name: str) -> Record:
 
 def names() -> list[str]:
     """Of all runs, sorted."""
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         return sorted(
             p.name for p in home().iterdir() if (p / "record.json").exists() and "~" not in p.name
         )
     return []
 
 
-def _put_aside(old: Record) -> None:
-    """A run that has ended gives its name back; its record and logs are kept beside it."""
+def _put_aside(name: str) -> str:
+    """A run that has ended gives its name back; its record and logs are kept beside it.
+
+    Returns:
+        its number, by which what is left of it elsewhere is known.
+    """
+    old = read(name)
     with old.locked() as free:
+        old = read(name)  # who had the lock may have written
         if not free or not old.state.is_final:
             raise LaunchError(
-                f"--name={old.spec.name}: belongs to a run that is {old.state}; `python -m launch "
-                f"watch` or `cancel` it, or choose another name"
+                f"--name={name}: belongs to a run that is {old.state}; `python -m launch watch` or "
+                f"`cancel` it, or choose another name"
             )
+        if not old.was_running and not any(old.logs.iterdir()):
+            shutil.rmtree(old.path)  # refused before anything was made: there is nothing to keep
+            return old.spec.run
         number = 1
-        while (aside := old.path.with_name(f"{old.path.name}~{number}")).exists():
+        while (aside := old.path.with_name(f"{name}~{number}")).exists():
             number += 1
         old.path.rename(aside)
+    return old.spec.run
 
 
 def _write(folder: Path, record: Record) -> None:
@@ -195,8 +227,12 @@ def private(path: str, flags: int) -> int:
 def write_private(path: Path, text: str) -> None:
     """A file of this account alone, old or new to whoever reads it."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8", opener=private) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w", encoding="utf-8", opener=private) as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:  # a full disk
+        temporary.unlink(missing_ok=True)
+        raise

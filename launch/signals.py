@@ -22,7 +22,8 @@ class Signals:
     def __enter__(self) -> "Signals":
         self._pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            self._old[number] = signal.signal(number, self._note)
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup's wish, or a shell's
+                self._old[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(
@@ -36,6 +37,11 @@ class Signals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received.append(number)
         os.write(self._pipe[1], b"!")
+
+    @property
+    def hurry(self) -> bool:
+        """A second one that somebody sent on purpose: a terminal that closes may send two."""
+        return sum(number != signal.SIGHUP for number in self.received[1:]) > 0
 
     def wait(self, seconds: float, others: Sequence[int] = ()) -> list[int]:
         """Until one of these file descriptors can be read, a signal comes, or the time is up.

@@ -26,6 +26,8 @@ class JobSpec:
 
     Attributes:
         name: of the run, and of all that is made for it.
+        run: a random number that tells it from all others, here or elsewhere: by it what was made
+            is found again. `RUN` in what is only shown.
         nodes: processes of the group, a host each.
         args: the trainer's flags but `--workdir`.
         workdir: the run's folder as the trainer sees it; "" for the back end's default.
@@ -37,6 +39,7 @@ class JobSpec:
     """
 
     name: str
+    run: str
     backend: str
     nodes: int
     args: tuple[str, ...]
@@ -60,16 +63,15 @@ class JobSpec:
                 raise LaunchError(
                     f"--env={name}=…: must be NAME=VALUE, a name of letters, digits, _"
                 )
-            if name in _OWN_ENV:
+            if name in _OWN_ENV or name.startswith(("LAUNCH_", "SLURM_")):
                 raise LaunchError(f"--env={name}=…: is set by the launcher; leave it out")
-            refuse_secret(name, value, f"--env={name}=…")
-        for arg in (*self.args, self.workdir):
-            name, separator, value = arg.partition("=")
-            refuse_secret(
-                name.lstrip("-") if arg.startswith("-") else "",
-                value or name,
-                f"{name}{separator}…",
-            )
+            refuse_secret(f"{name}={value}", f"--env={name}=…")
+        for arg in self.args:
+            refuse_secret(arg, f"{arg.rpartition('=')[0] or arg[:20]}=…")
+        for flag, text in {"--workdir": self.workdir, **self._option_texts()}.items():
+            refuse_secret(text, f"{flag}=…")
+        if "--" in self.args:
+            raise LaunchError("--: stands among the trainer's flags, which know none; leave it out")
         for arg in (*self.args, self.workdir, *(value for _, value in self.env)):
             if "\0" in arg:
                 raise LaunchError(f"{arg[:40]!r}: holds a zero byte, which no argument can")
@@ -82,6 +84,15 @@ class JobSpec:
                 f"--nodes={self.nodes}: --strategy={self.strategy} is of one process, and each "
                 f"would train alone; use --strategy=multi_worker, or --nodes=1"
             )
+
+    def _option_texts(self) -> dict[str, str]:
+        """The back end's own flags, as far as they are text; lists as one."""
+        texts = {}
+        for field in dataclasses.fields(self.options):
+            value = getattr(self.options, field.name)
+            words = value if isinstance(value, tuple) else (value,)
+            texts["--" + field.name.replace("_", "-")] = " ".join(map(str, words))
+        return texts
 
     @property
     def strategy(self) -> str:

@@ -13,7 +13,6 @@ _BODY = Path(__file__).with_name("startup.sh")
 def render(
     spec: JobSpec,
     *,
-    run: str,
     attempt: int,
     node: str,
     hosts: int,
@@ -25,7 +24,6 @@ def render(
     """A script for bash.
 
     Args:
-        run: what tells this run from all others.
         node: the TPU's name.
         workdir: gs://BUCKET/FOLDER.
         code: the address of a git repository where there is a `code_ref`, or gs://BUCKET/NAME of
@@ -37,7 +35,7 @@ def render(
         code = f"{code_bucket}/o/{storage.encode(name)}?alt=media"
     args = spec.args if spec.strategy else ("--strategy=tpu", *spec.args)
     values = {
-        "RUN": run,
+        "RUN": spec.run,
         "ATTEMPT": str(attempt),
         "NODE": node,
         "HOSTS": str(hosts),

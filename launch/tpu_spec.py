@@ -12,7 +12,6 @@ from launch.errors import LaunchError
 from launch.spec import JobSpec, check_word, option
 
 LABEL = "trainer-run"  # of each node, with the run's random number
-_RUN = "RUN"  # stands for that number in what `render` shows
 _TENSORFLOW = "2.20.0"  # as in requirements-tpu.txt
 _MOST_METADATA = 256 * 1024  # bytes, of a start-up script: Compute Engine's limit
 
@@ -76,7 +75,7 @@ def check(spec: JobSpec) -> None:
         raise LaunchError(f"--valid-until-s={options.valid_until_s}: must be at least 0")
     _check_workdir(workdir(spec), "--workdir" if spec.workdir else "--bucket")
     _check_code(options.code)
-    text = script(spec, _RUN * 11, 0, f"gs://bucket/{'x' * 99}")
+    text = script(spec, 0, f"gs://bucket/{'x' * 99}")
     if len(text.encode()) > _MOST_METADATA:
         raise LaunchError(
             f"the trainer's flags: make the start-up script larger than {_MOST_METADATA >> 10} "
@@ -149,11 +148,11 @@ def render(spec: JobSpec) -> list[Document]:
             f"{len(data)} bytes, sha256 {archive.sha256(data)}\n"
         )
         documents.append(Document("upload of the code", text))
-    start = script(spec, _RUN, 0, code)
+    start = script(spec, 0, code)
     documents.append(Document("start-up script, in the next request", start))
     query = urlencode({"queuedResourceId": node_name(spec, 0), "requestId": "UUID of RUN and 0"})
     address = tpu_api.parent(spec.options.project, spec.options.zone)
-    sent = json.dumps(body(spec, _RUN, 0, start), indent=2, ensure_ascii=False)
+    sent = json.dumps(body(spec, 0, start), indent=2, ensure_ascii=False)
     text = f"POST {tpu_api.base_url()}{address}/queuedResources?{query}\n\n{sent}\n"
     documents.append(Document("request for the TPU", text))
     return documents
@@ -163,7 +162,7 @@ def archive_address(spec: JobSpec, data: bytes) -> str:
     return f"{workdir(spec)}/launch/code-{archive.sha256(data)}.tar.gz"
 
 
-def script(spec: JobSpec, run: str, attempt: int, code: str) -> str:
+def script(spec: JobSpec, attempt: int, code: str) -> str:
     ref = sha256 = ""
     if code.startswith("git+"):
         code, _, ref = code.removeprefix("git+").rpartition("@")
@@ -171,7 +170,6 @@ def script(spec: JobSpec, run: str, attempt: int, code: str) -> str:
         sha256 = code.rpartition("/code-")[2].removesuffix(".tar.gz")
     return startup.render(
         spec,
-        run=run,
         attempt=attempt,
         node=node_name(spec, attempt),
         hosts=tpu_api.hosts(spec.options.accelerator),
@@ -182,7 +180,7 @@ def script(spec: JobSpec, run: str, attempt: int, code: str) -> str:
     )
 
 
-def body(spec: JobSpec, run: str, attempt: int, start: str) -> dict[str, Any]:
+def body(spec: JobSpec, attempt: int, start: str) -> dict[str, Any]:
     """A QueuedResource of the API."""
     options = spec.options
     address = tpu_api.parent(options.project, options.zone).removeprefix("/v2/")
@@ -194,7 +192,7 @@ def body(spec: JobSpec, run: str, attempt: int, start: str) -> dict[str, Any]:
         "networkConfig": {name: value for name, value in names.items() if value}
         | {"enableExternalIps": options.external_ips},
         "serviceAccount": account | {"scope": ["https://www.googleapis.com/auth/cloud-platform"]},
-        "labels": {LABEL: run.lower(), "trainer-name": spec.name},
+        "labels": {LABEL: spec.run.lower(), "trainer-name": spec.name},
         "metadata": {"startup-script": start},
     }
     name = node_name(spec, attempt)

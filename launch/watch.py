@@ -5,7 +5,14 @@ import signal
 from collections.abc import Callable
 
 from launch.backends.interface import Job, Observation
-from launch.errors import EXIT_CANCELLED, EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, redacted
+from launch.errors import (
+    EXIT_CANCELLED,
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_PREEMPTED,
+    LaunchError,
+    redacted,
+)
 from launch.policy import Outcome, State, outcome
 from launch.records import Record
 from launch.signals import Signals
@@ -32,7 +39,9 @@ def exit_code(record: Record) -> int:
         return EXIT_DONE
     if record.state is State.CANCELLED:
         return EXIT_CANCELLED
-    return record.exit_code or EXIT_FAILED
+    if record.exit_code in (None, 42, 143):  # which say: start me again
+        return EXIT_FAILED
+    return record.exit_code
 
 
 class _Watch:
@@ -59,15 +68,14 @@ class _Watch:
         record = self._record
         self._gone = self._gone + 1 if seen.gone else 0
         state = seen.state
-        if seen.gone:
-            state = State.PREEMPTED if self._gone >= _LOOKS_UNTIL_GONE else State.UNKNOWN
+        if seen.gone:  # who restarts it by itself has lost it
+            lost = State.FAILED if self._job.restarts_itself else State.PREEMPTED
+            state = lost if self._gone >= _LOOKS_UNTIL_GONE else State.UNKNOWN
         record.was_running |= state is State.RUNNING
         if (state, seen.message) != (record.state, record.message) and not state.is_final:
             self._set(state, seen.message)
         if self._job.restarts_itself:
-            if seen.gone and state is State.PREEMPTED:  # who restarts it has lost it
-                self._set(State.FAILED, f"{seen.message or 'it is not there any more'}")
-            elif state.is_final:
+            if state.is_final:
                 self._set(state, seen.message, seen.exit_code)
         elif state in (State.SUCCEEDED, State.CANCELLED):
             self._end(state, seen.message, seen.exit_code)
@@ -92,7 +100,12 @@ class _Watch:
             return
         count = f", {restarts.charged} of {most} that count" if charged else ""
         self._set(State.PREEMPTED, f"{seen.message}; restart {restarts.attempt}{count}")
-        job.delete()  # what is left holds quota, ports, or the run's folder
+        try:
+            job.delete()  # what is left holds quota, ports, or the run's folder
+        except LaunchError:
+            if self._signals.received:
+                return  # a signal ended the wait: the loop sees to it
+            raise
         backoff_s = job.backoff_s * 2 ** min(restarts.without_progress, 5)
         self._wait(backoff_s * random.uniform(0.5, 1.0))
         if record.is_cancelled or self._signals.received:

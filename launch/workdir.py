@@ -13,6 +13,8 @@ def name(spec: JobSpec) -> str:
 def checkpoint_mark(spec: JobSpec) -> str:
     """Changes with every new checkpoint; "" where there is none."""
     try:
-        return Path(spec.folder, name(spec), "checkpoints", "checkpoint").read_text()
+        return Path(spec.folder, name(spec), "checkpoints", "checkpoint").read_text(
+            errors="replace"
+        )
     except OSError:
         return ""

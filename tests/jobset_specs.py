@@ -15,10 +15,12 @@ def make_spec(
     nodes: int = 2,
     env: Sequence[tuple[str, str]] = (),
     record_dir: str = "/records/digits",
+    run: str = "RUN",
     **options: Any,
 ) -> JobSpec:
     return JobSpec(
         name="digits",
+        run=run,
         backend="kubernetes",
         nodes=nodes,
         args=tuple(args),

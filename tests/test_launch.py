@@ -20,7 +20,16 @@ from launch import watch as watch_lib
 from launch.backends import local
 from launch.backends.interface import Observation
 from launch.errors import LaunchError, redacted
-from launch.policy import MAX_WITHOUT_PROGRESS, Outcome, Restarts, State, outcome, shell_code
+from launch.policy import (
+    MAX_WITHOUT_PROGRESS,
+    Outcome,
+    Restarts,
+    State,
+    first_to_end,
+    outcome,
+    shell_code,
+)
+from launch.records import Record
 from launch.spec import JobSpec
 from tests.launch_runs import ROOT, check_golden
 from tests.test_imports import imports, packages
@@ -33,10 +42,23 @@ def home(tmp_path, monkeypatch):
 
 
 def spec(**values) -> JobSpec:
-    fixed = {"name": "digits", "backend": "local", "nodes": 2, "workdir": "", "max_restarts": 10}
+    fixed = {
+        "name": "digits",
+        "run": "RUN",
+        "backend": "local",
+        "nodes": 2,
+        "workdir": "",
+        "max_restarts": 10,
+    }
     fixed |= {"env": (), "folder": "/home/me/trainer", "options": local.Options("/opt/bin/python")}
     fixed["record_dir"] = str(records.home() / "digits")
     return JobSpec(**{**fixed, "args": ("--strategy=multi_worker",), **values})
+
+
+def made() -> Record:
+    """A run's first record, which nobody holds."""
+    with records.create(spec()) as record:
+        return record
 
 
 # The package.
@@ -73,6 +95,22 @@ def test_what_is_heavy_is_imported_late():
 )
 def test_what_exit_codes_ask_for(codes, expected):
     assert {outcome(code) for code in codes} == {expected}
+
+
+@pytest.mark.parametrize(
+    ("codes", "rank"),
+    [
+        ([None, 0, 0], None),
+        ([None, 2, 42], 1),
+        ([200, 1], 1),  # an error of its own, not that of another's end
+        ([1, 137], 1),
+        ([200, 137, 1], 1),
+        ([42, 200], 0),
+        ([2, 43], 0),
+    ],
+)
+def test_who_brought_the_others_down(codes, rank):
+    assert first_to_end(codes) == rank
 
 
 def test_signals_are_codes_as_a_shell_has_them():
@@ -120,6 +158,13 @@ def test_restarts_are_counted(ends, most):
         ({"args": ("--strategy=mirrored",)}, "--nodes=2: --strategy=mirrored is of one process"),
         ({"args": ("--strategy", "tpu")}, "--nodes=2: --strategy=tpu is of one process"),
         ({"args": ("--api_key=abc",)}, "--api_key=…: looks like a secret"),
+        ({"args": ("--token", "abc")}, "--token=…: looks like a secret"),
+        ({"args": ("--set", "x.token=hunter2")}, "x.token=…: looks like a secret"),
+        ({"args": ("--set=x.password=hunter2",)}, "--set=x.password=…: looks like a secret"),
+        ({"env": (("PGPASSWORD", "x"),)}, "--env=PGPASSWORD=…: looks like a secret"),
+        ({"options": local.Options("https://u:p@ss@h")}, "--python=…: looks like a secret"),
+        ({"env": (("LAUNCH_HOME", "x"),)}, "--env=LAUNCH_HOME=…: is set by the launcher"),
+        ({"args": ("--a", "--", "--b")}, "--: stands among the trainer's flags"),
         ({"args": ("--x=ghp_0123456789abcdefghijABCDEFGHIJ",)}, "--x=…: looks like a secret"),
         ({"env": (("WANDB_API_KEY", "x"),)}, "--env=WANDB_API_KEY=…: looks like a secret"),
         ({"env": (("A", "https://me:pw@host/x"),)}, "--env=A=…: looks like a secret"),
@@ -132,7 +177,7 @@ def test_what_cannot_be_launched_is_named(values, expected):
 
 
 def test_what_only_sounds_like_a_secret_is_none():
-    args = ("--set=data.tokens=3", "--set=monkey=1", "--keyboard=x", "--config=my keys/a.py")
+    args = ("--max_tokens=3", "--set=monkey=1", "--keyboard=x", "--config=my keys/a.py")
     assert spec(args=args, nodes=1).args == args
 
 
@@ -178,7 +223,7 @@ def test_the_golden_file_of_a_group_here(home, monkeypatch):
 
 
 def test_a_record_is_private_and_comes_back(home):
-    record = records.create(spec())
+    record = made()
     record.set_state(State.RUNNING, "with Bearer abc")
     record.restarts.attempt, record.handle = 3, {"job": "7"}
     record.save()
@@ -191,18 +236,24 @@ def test_a_record_is_private_and_comes_back(home):
 
 
 def test_a_name_is_taken_until_its_run_has_ended(home):
-    first = records.create(spec())
+    first = made()
     with pytest.raises(LaunchError, match="--name=digits: belongs to a run that is queued"):
-        records.create(spec())
+        made()
     first.set_state(State.FAILED)
     with (
         first.locked() as mine,
         pytest.raises(LaunchError, match="belongs to a run that is failed"),
     ):
         assert mine
-        records.create(spec())  # somebody is about to write to it
-    records.create(spec())
+        made()  # somebody is about to write to it
+    made()
     assert records.read("digits").state is State.QUEUED
+    assert sorted(path.name for path in home.iterdir()) == ["digits"]  # nothing ran: nothing kept
+    again = records.read("digits")
+    again.was_running = True
+    again.set_state(State.FAILED)
+    with records.create(spec()) as record:
+        assert record.handle["before"] == again.spec.run != record.spec.run
     assert sorted(path.name for path in home.iterdir()) == ["digits", "digits~1"]
 
 
@@ -210,7 +261,8 @@ def test_of_two_at_once_one_has_the_name(home):
     code = (
         "import sys, json\nfrom launch import records, spec\nfrom launch.backends import local\n"
         "one = spec.from_dict(json.loads(sys.argv[1]), local.Options)\nsys.stdin.read()\n"
-        "try:\n    records.create(one)\nexcept records.LaunchError:\n    sys.exit(2)\n"
+        "try:\n    with records.create(one):\n        pass\n"
+        "except records.LaunchError:\n    sys.exit(2)\n"
     )
     text = json.dumps(spec_lib.to_dict(spec()))
     command = [sys.executable, "-c", code, text]
@@ -219,13 +271,13 @@ def test_of_two_at_once_one_has_the_name(home):
         assert process.stdin is not None
         process.stdin.close()  # now
     assert sorted(process.wait() for process in both) == [0, 2, 2, 2]
-    assert records.read("digits").spec == spec()
+    assert records.read("digits").spec.name == "digits"
     assert [path.name for path in home.iterdir()] == ["digits"]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 1}', '{"version": 99}', '"x"'])
 def test_a_record_that_cannot_be_read_is_named_and_kept(home, text, capsys):
-    records.create(spec())
+    made()
     path = home / "digits" / "record.json"
     path.write_text(text)
     assert cli.main(["watch", "digits"]) == 2
@@ -234,8 +286,38 @@ def test_a_record_that_cannot_be_read_is_named_and_kept(home, text, capsys):
     assert path.read_text() == text
 
 
+def test_a_broken_record_does_not_hide_the_others(home, capsys):
+    made()
+    (home / "other").mkdir()
+    (home / "other" / "record.json").write_text("{")
+    for command in ("list", "status"):
+        assert cli.main([command, "--json"]) == 0
+        rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+        assert rows["digits"]["state"] == "queued"
+        assert rows["other"]["state"] == "unknown"
+        assert "cannot be read" in rows["other"]["message"]
+
+
+def test_the_home_has_one_name(home, tmp_path, monkeypatch):
+    home.mkdir()
+    (tmp_path / "link").symlink_to(home)
+    monkeypatch.setenv("LAUNCH_HOME", str(tmp_path / "link"))
+    assert records.home() == home
+
+
+def test_a_full_disk_is_one_line(home, capsys):
+    made()
+    (home / "file").write_text("")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LAUNCH_HOME", str(home / "file"))
+        assert cli.main(["list"]) == 0
+        assert cli.main(["submit", "--backend=local", "--name=a"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {home}/file/a: the run's record cannot be written (")
+
+
 def test_a_crash_while_writing_leaves_the_old_record(home, monkeypatch):
-    record = records.create(spec())
+    record = made()
 
     def crash(*args):
         raise KeyboardInterrupt
@@ -262,6 +344,8 @@ class Clock:
 
     def now(self):
         return self.time
+
+    hurry = False
 
 
 class Played:
@@ -322,7 +406,7 @@ def ended(code: int | None) -> Observation:
     ],
 )
 def test_what_is_seen_and_what_follows(shows, asked, state, code):
-    record, job = records.create(spec()), Played(shows)
+    record, job = made(), Played(shows)
     assert watch_lib.watch(record, job, Clock(), lambda text: None) == code
     assert job.asked == asked
     assert records.read("digits").state == state
@@ -334,17 +418,18 @@ def test_what_is_seen_and_what_follows(shows, asked, state, code):
         ([RUNNING, PREEMPTED, QUEUED, RUNNING, DONE], "succeeded", 0),
         ([RUNNING, ended(137)], "failed", 137),
         ([RUNNING, GONE, GONE, GONE], "failed", 1),
+        ([RUNNING, ended(42)], "failed", 1),  # 42 would say: start me again
     ],
 )
 def test_who_restarts_itself_is_only_looked_at(shows, state, code):
-    record, job = records.create(spec()), Played(shows, restarts_itself=True)
+    record, job = made(), Played(shows, restarts_itself=True)
     assert watch_lib.watch(record, job, Clock(), lambda text: None) == code
     assert job.asked == []
     assert records.read("digits").state == state
 
 
 def test_the_pauses_grow_while_nothing_gets_on():
-    record, clock = records.create(spec()), Clock()
+    record, clock = made(), Clock()
     times: list[float] = []
     job = Played([PREEMPTED] * 10)
     job.create = lambda attempt: times.append(clock.time)
@@ -356,7 +441,7 @@ def test_the_pauses_grow_while_nothing_gets_on():
 
 
 def test_nothing_is_made_after_a_cancel():
-    record = records.create(spec())
+    record = made()
     job = Played([RUNNING, PREEMPTED], on_look=lambda left: None if left else record.cancel())
     assert watch_lib.watch(record, job, Clock(), lambda text: None) == 130
     assert set(job.asked) == {"delete"}
@@ -364,7 +449,7 @@ def test_nothing_is_made_after_a_cancel():
 
 
 def test_ctrl_c_leaves_the_run_alone_and_says_so():
-    record, clock, said = records.create(spec()), Clock(), []
+    record, clock, said = made(), Clock(), []
     job = Played([RUNNING, RUNNING], on_look=lambda left: left or clock.received.append(2))
     assert watch_lib.watch(record, job, clock, said.append) == 130
     assert job.asked == []
@@ -383,13 +468,25 @@ def test_ctrl_c_leaves_the_run_alone_and_says_so():
         (["submit"], "the following arguments are required: --backend, --name"),
         (["submit", "--backend=slrm", "--name=a"], "--backend=slrm: unknown; one of local, slurm,"),
         (["submit", "--backend=local", "--name=a", "--nodes=x"], "argument --nodes: invalid int"),
-        (["submit", "--backend=local", "--name=a", "--nods=2"], "--nods=2: unknown; did you mean"),
-        (["submit", "--backend=local", "--name=a", "--grce-s=2"], "--grce-s=2: unknown; did you"),
-        (["submit", "--backend=local", "--name=a", "--partition=x"], "--partition=x: unknown"),
-        (["submit", "--backend=local", "--name=a", "--strategy=tpu"], "--strategy=tpu: unknown"),
+        (
+            ["submit", "--backend=local", "--name=a", "--nods=2"],
+            "--nods: unknown; did you mean --nodes?",
+        ),
+        (
+            ["submit", "--backend=local", "--name=a", "--grce-s=2"],
+            "--grce-s: unknown; did you mean",
+        ),
+        (["submit", "--backend=local", "--name=a", "--partition=x"], "--partition: unknown ("),
+        (["submit", "--backend=local", "--name=a", "--strategy=tpu"], "--strategy: unknown ("),
         (["submit", "--backend=local", "--name=a", "--env=A"], "--env=A: must be NAME=VALUE"),
         (["submit", "--backend=local", "--name=a", "--folder=/no"], "--folder=/no: is no folder"),
         (["submit", "--backend=local", "--name=a", "--", "--workdir="], "--workdir=: must name"),
+        (["watch", "../x"], "'../x': is no name of a run"),
+        (["watch", ""], "'': is no name of a run"),
+        (
+            ["submit", "--backend=slurm", "--name=a", "--sbatch", "--x"],
+            "argument --sbatch: expected",
+        ),
         (["watch", "nobody"], "nobody: there is no such run in "),
         (["watch"], "the following arguments are required: NAME"),
         (["list", "--", "--strategy=tpu"], "--strategy=tpu: only `submit` takes the trainer's"),
@@ -428,7 +525,7 @@ def test_a_dry_run_makes_nothing_and_is_the_same_each_time(home, capsys):
 
 
 def test_what_was_sent_is_shown_later(home, capsys):
-    records.create(spec())
+    made()
     assert cli.main(["render", "digits"]) == 0
     assert capsys.readouterr().out.startswith("--- worker 0\ncd /home/me/trainer\n")
 

@@ -131,8 +131,8 @@ class Time(Signals):
 
 
 def make_job(**options: Any) -> tuple[kubernetes.Job, Record, Time]:
-    record = records.create(make_spec(record_dir=str(records.home() / "digits"), **options))
-    time = Time()
+    with records.create(make_spec(record_dir=str(records.home() / "digits"), **options)) as record:
+        time = Time()
     return kubernetes.Job(record, time), record, time
 
 
@@ -212,7 +212,8 @@ def test_without_kubectl_it_says_so(kubectl, monkeypatch, tmp_path):
 def test_without_kubectl_the_status_of_other_runs_is_shown(kubectl, monkeypatch, tmp_path, capsys):
     make_job()
     other = dataclasses.replace(make_spec(record_dir=str(records.home() / "other")), name="other")
-    records.create(other).set_state(State.FAILED, "as it was")
+    with records.create(other) as record:
+        record.set_state(State.FAILED, "as it was")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert cli.main(["status", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
@@ -221,7 +222,7 @@ def test_without_kubectl_the_status_of_other_runs_is_shown(kubectl, monkeypatch,
 
 def test_somebody_elses_jobset_is_left_alone(kubectl):
     job, record, _ = make_job()
-    theirs = manifest(dataclasses.replace(record.spec, record_dir="/theirs/digits"))
+    theirs = manifest(dataclasses.replace(record.spec, run="theirs"))
     theirs["metadata"]["uid"] = "7"
     kubectl.has(jobset=theirs)
     with pytest.raises(LaunchError, match="has a JobSet of this name that was made elsewhere"):
@@ -241,24 +242,27 @@ def test_one_that_was_made_without_labels_is_somebody_elses(kubectl):
         job.create(0)
 
 
-def test_its_own_with_other_flags_is_not_taken_for_it(kubectl):
+@pytest.mark.parametrize("ended", [True, False])
+def test_an_earlier_run_of_the_name_is_taken_away_once_it_has_ended(kubectl, ended):
+    """The one whose record gave its name back; nobody else's."""
     job, record, _ = make_job()
-    other = manifest(dataclasses.replace(record.spec, nodes=3))
-    kubectl.has(jobset=other)
-    with pytest.raises(LaunchError, match="runs with other flags; `kubectl delete jobset digits`"):
-        job.create(0)
-
-
-@pytest.mark.parametrize("nodes", [2, 3])
-def test_what_has_ended_gives_its_name_back(kubectl, nodes):
-    job, record, _ = make_job()
-    old = manifest(dataclasses.replace(record.spec, nodes=nodes))
+    old = manifest(dataclasses.replace(record.spec, run="before"))
     old["metadata"]["uid"] = "0"
-    kubectl.has(jobset=old | {"status": {"conditions": [condition("Failed")]}})
+    if ended:
+        old |= {"status": {"conditions": [condition("Failed")]}}
+    kubectl.has(jobset=old)
+    with pytest.raises(LaunchError, match="was made elsewhere, or still runs"):
+        job.create(0)
+    record.handle["before"] = "before"
+    if not ended:
+        with pytest.raises(LaunchError, match="was made elsewhere, or still runs"):
+            job.create(0)
+        return
     job.create(0)
     assert kubectl.verbs().count("delete") == 1
     assert kubectl.jobset is not None
     assert kubectl.jobset["metadata"]["uid"] == "1"
+    assert kubectl.jobset["metadata"]["labels"]["trainer-launch/run"] == record.spec.run
 
 
 def test_a_delete_waits_until_all_is_gone(kubectl):

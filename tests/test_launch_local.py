@@ -6,9 +6,11 @@ Most play a plan in place of the trainer (tests/launch_worker.py); the slow test
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launch import cli, records
+from launch import cli, logs, records
 from launch.backends import local
 from launch.policy import State
 from tests import launch_worker
@@ -135,8 +137,8 @@ def test_a_killed_worker_takes_the_group_down_and_it_starts_again_at_other_ports
         "launch a: preempted (start 2): worker 1 of 2 ended first, with 137, by SIGKILL; restart 1"
     )
     assert f"{text}, 1 of 10 that count" in capfd.readouterr().out
-    logs = {path.name for path in records.read("a").logs.iterdir()}
-    assert logs == {"0-0.log", "0-1.log", "1-0.log", "1-1.log"}
+    files = {path.name for path in records.read("a").logs.iterdir()}
+    assert files == {"0-0.log", "0-1.log", "1-0.log", "1-1.log"}
 
 
 def test_restarts_that_count_come_to_an_end(group, capfd):
@@ -153,7 +155,7 @@ def test_preemptions_are_free_while_there_is_progress(group):
 
 
 def test_preemptions_without_progress_come_to_an_end(group, capfd):
-    assert group.submit({"0": ["exit 143"]}, nodes=1) == 143
+    assert group.submit({"0": ["exit 143"]}, nodes=1) == 1
     assert len(group.seen) == 5
     assert "it ended 5 times in a row without a new checkpoint" in capfd.readouterr().out
 
@@ -236,10 +238,63 @@ def test_a_second_watch_only_looks(group):
         with launcher(["watch", "a"]) as other:
             read_until(other, "launch a: running")
             other.send_signal(signal.SIGINT)
-            assert other.wait() == 0
+            assert other.wait() == 130
         assert process.poll() is None
         process.terminate()
         assert process.wait() == 42
+
+
+def test_who_reads_no_more_does_not_end_the_run(group):
+    """As in `submit … | head -1`: the launcher goes on, and its logs are in its record."""
+    plan = {"0": ["say one", "hear it", "say two", "exit 0"], "1": ["tell it"]}
+    with launcher(group.arguments(plan)) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait() == 0
+    assert (records.read("a").logs / "0-0.log").read_text() == "one\ntwo\n"
+
+
+def test_nohup_is_respected(group):
+    """A terminal that closes does not end what was started with nohup, and saves what was not."""
+    arguments = group.arguments({"0": ["wait"], "1": ["wait"]})
+    for prefix, code in ((["nohup"], None), ([], 42)):
+        pipe = subprocess.PIPE
+        command = [*prefix, sys.executable, "-m", "launch", *arguments]
+        with subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as process:
+            read_until(process, "waiting", 2)
+            process.send_signal(signal.SIGHUP)
+            if code is None:
+                assert cli.main(["cancel", "a"]) == 0
+            else:
+                process.send_signal(signal.SIGHUP)  # as a shell and the kernel both may
+            assert process.wait() == (130 if code is None else code)
+    assert not local._marked(records.read("a"))
+
+
+def test_a_record_that_is_taken_away_ends_the_workers_saved(group, tmp_path):
+    with group.submitted({"0": ["wait"], "1": ["wait"]}, until=2) as process:
+        folder = records.home() / "a"
+        logs = [os.open(folder / "logs" / f"0-{rank}.log", os.O_RDONLY) for rank in (0, 1)]
+        shutil.rmtree(folder)
+        process.send_signal(signal.SIGINT)
+        output = process.stdout.read()
+        assert process.wait() == 2
+    assert "error: " in output
+    assert "Traceback" not in output
+    for log in logs:
+        assert os.read(log, 1000).endswith(b"saved\n")
+        os.close(log)
+
+
+def test_a_line_without_an_end_is_cut(tmp_path):
+    log = tmp_path / "log"
+    log.write_bytes(b"x" * (5 * 2**20) + b"\nlast \xff\r\n")
+    lines = list(logs.Tail(log, "[0] ").lines())
+    assert lines[-1] == "[0] last \\xff"
+    assert sum(line.count("x") for line in lines[:-1]) == 5 * 2**20
+    assert max(map(len, lines)) <= 2**21 + 4
+    assert logs.last_lines(log, 1, "[0] ") == ["[0] last \\xff"]
 
 
 def test_logs_of_all_starts(group, capsys):

@@ -3,6 +3,8 @@ root these tests are skipped, but not where CI=true."""
 
 import json
 import os
+import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -59,7 +61,9 @@ def job_of(name: str = "a") -> str:
 
 
 def shown(job: str) -> dict[str, str]:
-    """What Slurm itself says of a job."""
+    """What Slurm itself says of a job that ends."""
+    after = ["srun", f"--dependency=afterany:{job}", "true"]
+    subprocess.run(after, check=True, capture_output=True)
     command = ["scontrol", "--oneliner", "show", "job", job]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return dict(word.split("=", 1) for word in text.split() if "=" in word)
@@ -114,6 +118,7 @@ def test_a_killed_worker_puts_the_job_into_the_queue_again(group, capfd):
     assert (record.restarts.attempt, record.restarts.charged) == (1, 1)
 
 
+@pytest.mark.slow
 @needs_slurm
 def test_restarts_come_to_an_end(group, capfd):
     assert group.submit({"0": ["exit 200"]}, "--max-restarts=1", nodes=1) == 0
@@ -172,6 +177,70 @@ def test_a_launcher_that_died_after_sbatch_finds_its_job(group):
     with Signals() as signals:
         slurm.Job(record, signals).create(0)
     assert job_of() == job
+    record.handle = {}
+    record.save()
+    assert cli.main(["cancel", "a"]) == 0  # who only ends it finds it as well
+    assert shown(job)["JobState"] == "CANCELLED"
+
+
+def stand_in(folder: Path, monkeypatch, name: str, text: str) -> None:
+    """A program of Slurm's that does what the real one does, and something else."""
+    real = shutil.which(name)
+    (folder / name).write_text(f"#!/bin/bash\n{text.replace('REAL', str(real))}\n")
+    (folder / name).chmod(0o700)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+@needs_slurm
+@pytest.mark.parametrize(
+    "text",
+    [
+        'REAL "$@" >/dev/null; echo "Socket timed out" >&2; exit 1',
+        'echo "lua: note: a short queue"; REAL "$@"',
+        'REAL "$@" | sed "s/$/;test/"',
+    ],
+)
+def test_whatever_sbatch_says_the_job_is_found(group, tmp_path, monkeypatch, text):
+    stand_in(tmp_path, monkeypatch, "sbatch", text)
+    assert group.submit({}) == 0
+    assert re.fullmatch(r"\d+", job_of())
+    assert cli.main(["watch", "a"]) == 0
+    assert len(group.seen) == 2
+
+
+@needs_slurm
+def test_a_name_used_again_is_another_job(group):
+    assert group.submit({"0": ["exit 2"]}, nodes=1) == 0
+    assert cli.main(["watch", "a"]) == 2
+    first = job_of()
+    assert group.submit({}, nodes=1) == 0  # while the last one may still be completing
+    assert cli.main(["watch", "a"]) == 0
+    assert job_of() != first
+
+
+@needs_slurm
+def test_the_environment_of_the_trainer_is_not_the_scripts(group, monkeypatch):
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "7")
+    monkeypatch.setenv("SBATCH_PARTITION", "nowhere")
+    names = ("rank", "port", "node", "workers", "code", "address")
+    assert group.submit({}, *(f"--env={name}=mine" for name in names)) == 0
+    assert cli.main(["watch", "a"]) == 0
+    for told in group.seen:
+        assert {told["environment"][name] for name in names} == {"mine"}
+    logs = {path.name for path in records.read("a").logs.iterdir()}
+    assert logs == {"0-0.log", "0-1.log", "batch.log"}
+
+
+@needs_slurm
+def test_damaged_files_are_no_results(group, tmp_path):
+    assert group.submit({"0": ["exit 200"]}, nodes=1) == 0
+    record = records.read("a")
+    (record.path / "first-9").write_text("")
+    with Signals() as signals:
+        job = slurm.Job(record, signals)
+        assert slurm.after_exit(record, 2, job_of(), 9) == 2
+        (record.path / "result.json").write_text("{")
+        assert job.observe().state is State.UNKNOWN
 
 
 @needs_slurm
@@ -211,6 +280,9 @@ def test_without_slurm_one_line_says_so(tmp_path, monkeypatch, capsys):
         ("--time=1\n#SBATCH --wrap=x", "--time=1 #SBATCH --wrap=x: must be letters, digits"),
         ("--gpus-per-node=-1", "--gpus-per-node=-1: must be at least 0"),
         ("--sbatch=x", "--sbatch=x: must be a flag of sbatch, as --exclude=node7"),
+        ("--sbatch=--array=1-2", "--sbatch=--array=1-2: is the launcher's own business"),
+        ("--sbatch=--comment=x", "--sbatch=--comment=x: is the launcher's own business"),
+        ("--sbatch=--export=API_KEY=hunter2", "--sbatch=…: looks like a secret"),
     ],
 )
 def test_mistakes_are_named(flag, expected, capsys):
@@ -220,7 +292,14 @@ def test_mistakes_are_named(flag, expected, capsys):
 
 def spec(**values) -> JobSpec:
     options = slurm.Options(**{"python": "/opt/venv/bin/python", **values.pop("options", {})})
-    fixed = {"name": "digits", "backend": "slurm", "nodes": 2, "workdir": "", "max_restarts": 10}
+    fixed = {
+        "name": "digits",
+        "run": "RUN",
+        "backend": "slurm",
+        "nodes": 2,
+        "workdir": "",
+        "max_restarts": 10,
+    }
     fixed |= {"env": (), "folder": "/home/me/trainer", "record_dir": "/home/me/launch/digits"}
     return JobSpec(**{**fixed, "args": ("--strategy=multi_worker",), **values, "options": options})
 

@@ -1,5 +1,6 @@
 """The start-up script of a TPU VM through a real bash, with stand-ins for what a VM has."""
 
+import dataclasses
 import signal
 import subprocess
 from pathlib import Path
@@ -114,8 +115,8 @@ def script(*args: str, hosts: int = 1, **more) -> str:
     own = {name: more.pop(name) for name in fields if name in more}
     one = spec(*args, **more)
     return startup.render(
-        one,
-        **({"run": "abc", "attempt": 0, "node": "run", "hosts": hosts} | code | own),
+        dataclasses.replace(one, run="abc"),
+        **({"attempt": 0, "node": "run", "hosts": hosts} | code | own),
         workdir=one.workdir or "gs://p-trainer/runs/run",
     )
 

@@ -570,7 +570,7 @@ def test_what_is_sent_is_what_is_rendered(cloud, folder, capsys):
     submit(f"--folder={folder}", "--dry-run", code="")
     shown = capsys.readouterr().out
     submit(f"--folder={folder}", code="")
-    run = record().handle["run"]
+    run = record().spec.run
     sent = copy.deepcopy({"tpu": cloud.queued["run"]["tpu"]})
     node = sent["tpu"]["nodeSpec"][0]["node"]
     assert node["labels"].pop("trainer-run") == run

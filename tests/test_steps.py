@@ -68,7 +68,7 @@ def noisy_on_one_replica(digits_config, digits):
     return run, run.train(20)
 
 
-@pytest.mark.parametrize("num_replicas", [2, 4])
+@pytest.mark.parametrize("num_replicas", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_replicas_end_in_the_same_weights(noisy_on_one_replica, num_replicas):
     """ResNet-20, SyncBN, 20 steps: losses, weights, statistics, averages."""
     reference, expected = noisy_on_one_replica
@@ -85,7 +85,7 @@ def test_replicas_end_in_the_same_weights(noisy_on_one_replica, num_replicas):
             np.testing.assert_array_equal(first, other)
 
 
-@pytest.mark.parametrize("num_replicas", [2, 4])
+@pytest.mark.parametrize("num_replicas", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_replicas_see_the_same_losses_on_the_default(digits_config, digits, num_replicas):
     """The default recipe itself, for the steps before rounding grows (see _Noisy)."""
     losses = [Run(digits_config, digits, strategy_of(n)).train(8).loss for n in (1, num_replicas)]

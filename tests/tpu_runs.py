@@ -95,6 +95,7 @@ def spec(*args: str, workdir: str = "", env=(), folder: str = ".", **options) ->
     options = {"project": "p", "zone": "z", "accelerator": "v5litepod-8", **options}
     return JobSpec(
         name="run",
+        run="RUN",
         backend="tpu-vm",
         nodes=1,
         args=args,

@@ -13,7 +13,7 @@ class UserError(Exception):
     """A mistake in the config, the flags, the data or the environment.
 
     The message is one line that names the thing, its value and what to do.
-    `main` prints it without a traceback and exits 2.
+    `main` prints it without a traceback and exits 2 (200 for a GroupError).
     """
 
 

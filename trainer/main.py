@@ -73,9 +73,9 @@ def train() -> int:
     stopwatch.lap("import")
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
-    strategy = create_strategy(_STRATEGY.value, _TPU.value, _VIRTUAL_DEVICES.value)
-    stopwatch.lap("devices")
-    with lost_workers_named(strategy):
+    with lost_workers_named(in_group=cluster is not None):
+        strategy = create_strategy(_STRATEGY.value, _TPU.value, _VIRTUAL_DEVICES.value)
+        stopwatch.lap("devices")
         summary = train_and_evaluate(config, strategy, folder, _DATA_DIR.value, stopwatch)
     # There is none where all steps were done before, or in one loop with the tracing.
     measured = math.isfinite(summary.images_per_second)

@@ -70,8 +70,11 @@ def _tpu(name: str) -> tf.distribute.Strategy:
 
 
 @contextlib.contextmanager
-def lost_workers_named(strategy: tf.distribute.Strategy) -> Iterator[None]:
+def lost_workers_named(in_group: bool) -> Iterator[None]:
     """What TensorFlow raises where another worker ended in the midst, in one line.
+
+    Args:
+        in_group: whether there are others at all.
 
     Raises:
         GroupError: where it is so.
@@ -79,9 +82,11 @@ def lost_workers_named(strategy: tf.distribute.Strategy) -> Iterator[None]:
     try:
         yield
     except tf.errors.OpError as error:
-        lost = isinstance(error, tf.errors.UnavailableError | tf.errors.AbortedError)
-        lost = lost or "Collective ops is aborted" in error.message
-        if not (lost and isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)):
+        kinds = (
+            tf.errors.UnavailableError | tf.errors.AbortedError | tf.errors.DeadlineExceededError
+        )
+        lost = isinstance(error, kinds) or "Collective ops is aborted" in error.message
+        if not (in_group and lost):
             raise
         # The first line of the innermost reason: they are quoted in one another.
         reasons = error.message.rpartition("aborted by:")[2].replace(r"\n", "\n").split("\n")

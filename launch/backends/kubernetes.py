@@ -15,7 +15,7 @@ from launch.backends.interface import Document, Observation
 from launch.errors import LaunchError
 from launch.jobset.checks import ONE_HOST, check
 from launch.jobset.kubectl import CREATE, Kubectl, KubectlError, LogStream, current_context
-from launch.jobset.manifest import KEPT_S, RUN_LABEL, SPEC_LABEL, labels, manifest
+from launch.jobset.manifest import KEPT_S, RUN_LABEL, manifest
 from launch.jobset.pod import CLAIM_AT, CONTAINER, GRACE_S
 from launch.jobset.status import (
     age_and_rank,
@@ -104,18 +104,16 @@ class Job:
         if jobset is None:
             return False
         name, namespace = self._spec.name, self._spec.options.namespace
-        what = f"{name}: namespace {namespace} has a JobSet of this name"
-        if not self._is_ours(jobset):
-            raise LaunchError(f"{what} that was made elsewhere; choose another --name")
-        if has_ended(jobset) or is_being_deleted(jobset):
-            self.delete()
+        was_ours = label(jobset, RUN_LABEL) == self._record.handle.get("before")
+        if self._is_ours(jobset) and not is_being_deleted(jobset):
+            return True
+        if self._is_ours(jobset) or (was_ours and has_ended(jobset)):
+            self._delete(jobset)
             return False
-        if label(jobset, SPEC_LABEL) != labels(self._spec)[SPEC_LABEL]:
-            raise LaunchError(
-                f"{what} that runs with other flags; `kubectl delete jobset {name}` ends it, or "
-                f"choose another --name"
-            )
-        return True
+        raise LaunchError(
+            f"{name}: namespace {namespace} has a JobSet of this name that was made elsewhere, or "
+            f"still runs; choose another --name"
+        )
 
     def observe(self) -> Observation:
         try:
@@ -133,16 +131,17 @@ class Job:
 
     def delete(self) -> None:
         """Asks for the end, and waits for it: the pods save first."""
-        signals, name = self._signals, self._spec.name
         jobset = self._jobset()
-        if jobset is None or not self._is_ours(jobset):
-            return
-        uid = jobset["metadata"]["uid"]
+        if jobset is not None and self._is_ours(jobset):
+            self._delete(jobset)
+
+    def _delete(self, jobset: dict[str, Any]) -> None:
+        signals, name, uid = self._signals, self._spec.name, jobset["metadata"]["uid"]
         self._kubectl.delete(name)
         signals_before, until = len(signals.received), signals.now() + _GONE_S
         while True:
-            jobset = self._jobset()
-            if jobset is None or jobset["metadata"]["uid"] != uid:
+            left = self._jobset()
+            if left is None or left["metadata"]["uid"] != uid:
                 return
             if signals.now() > until or len(signals.received) > signals_before:
                 raise LaunchError(
@@ -195,7 +194,7 @@ class Job:
                 yield from stream.lines()
 
     def _is_ours(self, jobset: dict[str, Any]) -> bool:
-        return label(jobset, RUN_LABEL) == labels(self._spec)[RUN_LABEL]
+        return label(jobset, RUN_LABEL) == self._spec.run
 
     def _jobset(self) -> dict[str, Any] | None:
         """The JobSet of this name, whosever it is."""

@@ -6,6 +6,7 @@ environment: so whoever watches the run next finds it, however the last one ende
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import shlex
 import shutil
@@ -20,7 +21,8 @@ from launch import logs, workdir
 from launch.backends.interface import Document, Observation
 from launch.errors import LaunchError
 from launch.group import tf_config
-from launch.policy import State, shell_code
+from launch.output import show
+from launch.policy import State, first_to_end, shell_code
 from launch.records import Record, private
 from launch.signals import Signals
 from launch.spec import JobSpec, option
@@ -134,10 +136,8 @@ class Job:
             self._signals.wait(_LOOK_S, watched)
         codes = [worker.poll() for worker in self._workers]
         self._print()
-        failed = [rank for rank, code in enumerate(codes) if code]
-        if failed:
-            # Of several within one look, who was killed brought the others down.
-            first = max(failed, key=lambda rank: (codes[rank] or 0) < 0)
+        first = first_to_end([None if code is None else shell_code(code) for code in codes])
+        if first is not None:
             return self._failed(first, codes[first] or 0)
         if None in codes:
             return Observation(State.RUNNING)
@@ -151,7 +151,7 @@ class Job:
             self._log(self._record.restarts.attempt, rank), _LINES, f"[{rank}] "
         )
         if lines and self._spec.nodes > 1:  # among the lines of several its own are hard to find
-            print(f"the last lines of worker {rank}:", *lines, sep="\n", flush=True)
+            show("\n".join([f"the last lines of worker {rank}:", *lines]))
         return Observation(State.FAILED, exit_code=code, message=message)
 
     def delete(self) -> None:
@@ -159,7 +159,7 @@ class Job:
         until = self._signals.now() + self._spec.options.grace_s
         self._send(signal.SIGTERM)
         while self._alive() and self._signals.now() < until:
-            if len(self._signals.received) > 1:
+            if self._signals.hurry:
                 break
             self._signals.wait(_LOOK_S)
             self._print()
@@ -186,11 +186,13 @@ class Job:
         """The GPUs of all workers, as CUDA_VISIBLE_DEVICES names them."""
         named = os.environ.get("CUDA_VISIBLE_DEVICES")
         if named is not None:
-            gpus = [name for name in named.split(",") if name]
+            names = [name.strip() for name in named.split(",") if name.strip()]
+            gpus = list(itertools.takewhile(lambda name: name != "-1", names))  # as CUDA reads it
         elif shutil.which("nvidia-smi"):
             command = ["nvidia-smi", "--list-gpus"]
             listed = subprocess.run(command, check=False, capture_output=True, text=True)
-            lines = listed.stdout.splitlines() if listed.returncode == 0 else []
+            text = listed.stdout if listed.returncode == 0 else ""
+            lines = [line for line in text.splitlines() if line.startswith("GPU ")]
             gpus = [str(i) for i, _ in enumerate(lines)]
         else:
             gpus = []
@@ -199,9 +201,11 @@ class Job:
             raise LaunchError(f"--gpus={asked}: this machine shows {len(gpus)}; ask for fewer")
         gpus = gpus[: asked or len(gpus)]
         if len(gpus) % self._spec.nodes:
+            fewer = len(gpus) // self._spec.nodes * self._spec.nodes
+            advice = f"--gpus={fewer}" if fewer else f"--nodes={len(gpus)}"
             raise LaunchError(
                 f"--nodes={self._spec.nodes}: {len(gpus)} GPUs cannot be shared out evenly; give "
-                f"--gpus={len(gpus) // self._spec.nodes * self._spec.nodes or self._spec.nodes}"
+                f"{advice}"
             )
         return gpus
 
@@ -211,7 +215,7 @@ class Job:
     def _print(self, last: bool = False) -> None:
         for tail in self._tails:
             for line in tail.lines(last):
-                print(line, flush=True)
+                show(line)
 
     def _alive(self) -> bool:
         for worker in self._workers:
@@ -219,12 +223,13 @@ class Job:
         return bool(_marked(self._record))
 
     def _send(self, number: int) -> None:
-        """To the workers; SIGKILL to all that they started, too."""
-        for pid in _marked(self._record):
+        """To the workers; SIGKILL to all that they started, too, and all signals to what a worker
+        left behind."""
+        pids = _marked(self._record)
+        leaders = [pid for pid in pids if _leads(pid)]
+        for pid in leaders if leaders and number != signal.SIGKILL else pids:
             with contextlib.suppress(ProcessLookupError), _pidfd(pid) as descriptor:
-                if _is_marked(pid, self._record) and (
-                    number == signal.SIGKILL or os.getsid(pid) == pid
-                ):
+                if _is_marked(pid, self._record):  # and not another one by now
                     signal.pidfd_send_signal(descriptor, number)
 
 
@@ -250,6 +255,14 @@ def _pidfd(pid: int) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _leads(pid: int) -> bool:
+    """Whether it has a session of its own: the workers do, what they start rarely does."""
+    try:
+        return os.getsid(pid) == pid
+    except ProcessLookupError:
+        return False
 
 
 def _is_marked(pid: int, record: Record) -> bool:

@@ -7,6 +7,7 @@ script asks the policy after each end, on the first node (`after_exit`): nobody 
 import dataclasses
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -23,6 +24,14 @@ from launch.spec import JobSpec, check_word, option
 
 _COMMAND_S = 60.0  # a controller under load answers late
 _GONE_S = 300.0  # what a cancelled job may take: it saves, and nodes are cleaned up
+
+
+# What the launcher says itself, or what would make one run of several jobs.
+_OWN_FLAGS = {
+    *("array", "chdir", "comment", "error", "job-name", "no-requeue", "nodes", "ntasks"),
+    *("ntasks-per-node", "open-mode", "output", "parsable", "requeue", "signal", "test-only"),
+    *("wait", "wrap"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +58,10 @@ def check(spec: JobSpec) -> None:
             flag = "--" + name.replace("_", "-")
             raise LaunchError(f"{flag}={getattr(options, name)}: must be at least 0")
     for flag in options.sbatch:
-        if not flag.startswith("-"):
+        if not flag.startswith("--"):
             raise LaunchError(f"--sbatch={flag}: must be a flag of sbatch, as --exclude=node7")
+        if flag.partition("=")[0].removeprefix("--") in _OWN_FLAGS:
+            raise LaunchError(f"--sbatch={flag}: is the launcher's own business; leave it out")
 
 
 def render(spec: JobSpec) -> list[Document]:
@@ -65,9 +76,14 @@ def _sbatch(spec: JobSpec) -> list[str]:
     output = f"{spec.record_dir}/logs/batch.log".replace("%", "%%")
     return [
         *("sbatch", "--parsable", f"--chdir={spec.folder}", f"--output={output}"),
-        f"--comment={spec.record_dir}",  # by which the job is found again
+        f"--comment={_comment(spec)}",
         *spec.options.sbatch,
     ]
+
+
+def _comment(spec: JobSpec) -> str:
+    """By which a job is found again, whatever the launcher came to know of it."""
+    return f"trainer-launch:{spec.run}"
 
 
 def _script(spec: JobSpec) -> str:
@@ -88,9 +104,9 @@ def _script(spec: JobSpec) -> str:
         "signal": f"TERM@{options.save_s}",  # to the step's processes, not to this script
     }
     lines = [f"#SBATCH --{name}={value}" for name, value in settings.items() if value]
-    exports = [f"export {name}={quote(value)}" for name, value in spec.env]
     python = options.python or sys.executable
-    command = shlex.join([python, *spec.trainer_args(workdir.name(spec))])
+    env = [f"{name}={value}" for name, value in spec.env]  # of the trainer, not of this script
+    command = shlex.join(["env", *env, python, *spec.trainer_args(workdir.name(spec))])
     output = f"{spec.record_dir}/logs/".replace("%", "%%")
     return f"""\
 #!/bin/bash
@@ -101,7 +117,6 @@ trap : TERM  # the step saves first: this script waits for it
 cd {quote(spec.folder)} || exit 1
 export LAUNCH_HOME={quote(str(Path(spec.record_dir).parent))} LAUNCH_NAME={spec.name}
 export LAUNCH_START=${{SLURM_RESTART_COUNT:-0}} PYTHONUNBUFFERED=1
-{chr(10).join(exports)}
 
 # Other ports at each start, below those that the kernel gives away.
 port=$((15000 + (SLURM_JOB_ID * 97 + LAUNCH_START * 31) % 15000))
@@ -157,8 +172,10 @@ def after_exit(record: Record, code: int, job: str, start: int) -> int:
     message = f"the step ended with {code}"
     first = record.path / f"first-{start}"
     if first.exists():
-        code, rank = map(int, first.read_text().split())
-        message = f"worker {rank} of {record.spec.nodes} ended first, with {code}"
+        found = re.fullmatch(r"(\d+) (\d+)\n", first.read_text(errors="replace"))
+        if found:  # or the disk was full
+            code, rank = int(found[1]), int(found[2])
+            message = f"worker {rank} of {record.spec.nodes} ended first, with {code}"
     asks = outcome(code)
     if asks is Outcome.DONE:
         return _write_result(record, State.SUCCEEDED, "", EXIT_DONE)
@@ -209,23 +226,52 @@ class Job:
         self._record, self._spec, self._signals = record, record.spec, signals
 
     def create(self, attempt: int) -> None:
-        listed = _slurm("squeue", "--noheader", "--me", "--format=%i %k").splitlines()
-        mine = [
-            line.split(" ", 1)[0] for line in listed if line.endswith(f" {self._spec.record_dir}")
-        ]
-        job = mine[0] if mine else _slurm(*_sbatch(self._spec), stdin=_script(self._spec))
-        self._record.handle = {"job": job.strip().partition(";")[0]}  # "id;cluster"
+        folder = Path(self._spec.folder)
+        if not (folder / "launch" / "__main__.py").exists():
+            raise LaunchError(
+                f"--folder={folder}: has no launch/ beside trainer/, which the job's script runs; "
+                f"name the repository's folder"
+            )
+        if self._job():
+            return
+        try:
+            said = _slurm(*_sbatch(self._spec), stdin=_script(self._spec))
+        except LaunchError:
+            if not self._job():  # taken all the same, and only the answer was lost?
+                raise
+            return
+        number = re.search(r"^(\d+)(;.*)?$", said, re.MULTILINE)  # "id;cluster", behind any notes
+        if number:
+            self._save(number[1])
+        elif not self._job():
+            raise LaunchError(f"sbatch: gave no number of a job, but {said[:200]!r}")
+
+    def _job(self) -> str:
+        """The job's number; "" where Slurm has none for this run (any more)."""
+        job = self._record.handle.get("job", "")
+        if not job:  # or the launcher ended between the two
+            listed = _slurm("squeue", "--noheader", "--me", "--format=%i %k").splitlines()
+            ours = [line for line in listed if line.endswith(f" {_comment(self._spec)}")]
+            if ours:
+                job = self._save(ours[0].partition(" ")[0])
+        return job
+
+    def _save(self, job: str) -> str:
+        self._record.handle["job"] = job
         self._record.save()
+        return job
 
     def observe(self) -> Observation:
         record = self._record
         record.restarts = _restarts(record)
         result = record.path / "result.json"
         if result.exists():
-            values = json.loads(result.read_text())
-            return Observation(
-                State(values["state"]), values["exit_code"], False, values["message"]
-            )
+            try:
+                values = json.loads(result.read_text())
+                state, code = State(values["state"]), values["exit_code"]
+                return Observation(state, exit_code=code, message=values["message"])
+            except (ValueError, KeyError, TypeError) as error:
+                return Observation(State.UNKNOWN, message=f"{result}: cannot be read ({error})")
         try:
             state, _, reason = self._queued().partition(" ")
         except LaunchError as error:
@@ -241,17 +287,15 @@ class Job:
 
     def delete(self) -> None:
         self._record.cancel()  # before anything ends: the job's script must not queue it again
-        job = self._record.handle.get("job")
-        if job is None:
+        job = self._job()
+        if not job:
             return
-        if self._queued():
-            _slurm("scancel", job)
+        if _is_active(self._queued()):
+            _slurm("scancel", job, allowed="Invalid job id")
         until = self._signals.now() + _GONE_S
-        while _active(self._queued()):
+        while _is_active(self._queued()):
             if self._signals.now() > until:
-                raise LaunchError(
-                    f"job {job}: does not end; look at it with `scontrol show job {job}`"
-                )
+                raise LaunchError(f"job {job}: does not end; see `scontrol show job {job}`")
             self._signals.wait(0.5)
 
     def progress(self) -> str:
@@ -267,8 +311,8 @@ class Job:
 
     def _queued(self) -> str:
         """The job's state and its reason, as Slurm has them; "" where it forgot the job."""
-        job = self._record.handle.get("job")
-        if job is None:  # the launcher ended before it had its number
+        job = self._job()
+        if not job:
             return ""
         command = ["squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T %r"]
         return _slurm(*command, allowed="Invalid job id").strip()
@@ -290,13 +334,23 @@ _STATES = {
 }
 
 
-def _active(state: str) -> bool:
-    return state.partition(" ")[0] in {
-        "PENDING",
-        "RUNNING",
-        "COMPLETING",
-        "CONFIGURING",
-        "SUSPENDED",
+_ENDED = {
+    *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY"),
+    *("PREEMPTED", "REVOKED", "TIMEOUT"),
+}
+
+
+def _is_active(queued: str) -> bool:
+    return bool(queued) and queued.partition(" ")[0] not in _ENDED
+
+
+def _environment() -> dict[str, str]:
+    """Without what a job has that this command may be typed in, or what would change sbatch's
+    flags; SLURM_CONF, which names the cluster, stays."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name != "SLURM_RESTART_COUNT" and not name.startswith(("SBATCH_", "SLURM_JOB"))
     }
 
 
@@ -304,7 +358,15 @@ def _slurm(*command: str, stdin: str = "", allowed: str = "") -> str:
     """What a command of Slurm printed; "" where it failed with the text that is allowed."""
     try:
         done = subprocess.run(
-            command, input=stdin, capture_output=True, text=True, timeout=_COMMAND_S, check=False
+            command,
+            input=stdin,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=_COMMAND_S,
+            check=False,
+            env=_environment(),
+            start_new_session=True,  # Ctrl-C is for the launcher
         )
     except FileNotFoundError:
         raise LaunchError(f"{command[0]}: is not on this machine; use one with Slurm") from None

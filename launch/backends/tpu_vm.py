@@ -88,11 +88,8 @@ class Job:
             self._say(f"it is not known yet whether the TPU was asked for: {error}")
 
     def _prepare(self) -> None:
-        """The run's number and its code: made once, so that all starts run the same."""
+        """The run's code: packed once, so that all starts run the same."""
         handle, spec = self._record.handle, self._spec
-        if "run" not in handle:
-            handle["run"] = uuid.uuid4().hex
-            self._record.save()
         self._bucket.check()
         if handle.get("code"):
             return
@@ -106,9 +103,9 @@ class Job:
 
     def _create(self, attempt: int) -> None:
         handle, name = self._record.handle, node_name(self._spec, attempt)
-        script = tpu_spec.script(self._spec, handle["run"], attempt, handle["code"])
-        body = tpu_spec.body(self._spec, handle["run"], attempt, script)
-        request_id = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{handle['run']}/{attempt}"))
+        script = tpu_spec.script(self._spec, attempt, handle["code"])
+        body = tpu_spec.body(self._spec, attempt, script)
+        request_id = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{self._spec.run}/{attempt}"))
         try:
             operation = self._api.create(name, body, request_id)
         except ApiError as error:
@@ -151,7 +148,7 @@ class Job:
             return None
         head, _, why = failed.decode(errors="replace").partition("\n")
         whose, _, why = why.partition(": ")
-        this = f"run {self._record.handle.get('run')} attempt {self._record.restarts.attempt}"
+        this = f"run {self._spec.run} attempt {self._record.restarts.attempt}"
         word, _, code = head.partition(" ")
         if whose != this or word != "FAILED" or not code.strip().isdigit():
             return None  # an earlier start's, or an earlier run's
@@ -228,8 +225,6 @@ class Job:
 
         Where nobody answers it waits: what is left behind costs money.
         """
-        if "run" not in self._record.handle:
-            return
         until = self._signals.now() + _LONGEST_DELETE_S
         said = ""
         while True:
@@ -273,8 +268,7 @@ class Job:
         return any(self._has_label(spec.get("node", {})) for spec in specs)
 
     def _has_label(self, node: dict[str, Any]) -> bool:
-        run = self._record.handle.get("run")
-        return run is not None and node.get("labels", {}).get(tpu_spec.LABEL) == run
+        return node.get("labels", {}).get(tpu_spec.LABEL) == self._spec.run
 
     def _object(self, name: str) -> str:
         return f"{self._folder}/{name}"

@@ -1,14 +1,12 @@
 """The JobSet: a Job with a pod a worker, and when it is started again."""
 
-import hashlib
-import json
 from typing import Any
 
 from launch.jobset.pod import CONTAINER, JOB, bucket_of, pod_spec
 from launch.policy import Outcome, outcome
-from launch.spec import JobSpec, to_dict
+from launch.spec import JobSpec
 
-RUN_LABEL, SPEC_LABEL = "trainer-launch/run", "trainer-launch/spec"
+RUN_LABEL = "trainer-launch/run"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 KEPT_S = 7 * 24 * 3600  # how long what has ended can be asked for
 
@@ -52,13 +50,9 @@ def manifest(spec: JobSpec) -> dict[str, Any]:
 
 
 def labels(spec: JobSpec) -> dict[str, str]:
-    """Whose it is: a record here, and what it was started with."""
-    sent = {name: value for name, value in to_dict(spec).items() if name != "folder"}
-    texts = (spec.record_dir, json.dumps(sent, sort_keys=True))
-    run, all_of_it = (hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts)
+    """Whose it is, and where it waits."""
     queue = spec.options.queue
-    own = {RUN_LABEL: run, SPEC_LABEL: all_of_it}
-    return own | ({QUEUE_LABEL: queue} if queue else {})
+    return {RUN_LABEL: spec.run} | ({QUEUE_LABEL: queue} if queue else {})
 
 
 def _job(spec: JobSpec) -> dict[str, Any]:
@@ -93,7 +87,7 @@ def _pod_rules() -> list[dict[str, Any]]:
 
 
 def _pod_metadata(spec: JobSpec) -> dict[str, Any]:
-    metadata: dict[str, Any] = {"labels": {RUN_LABEL: labels(spec)[RUN_LABEL]}}
+    metadata: dict[str, Any] = {"labels": {RUN_LABEL: spec.run}}
     if bucket_of(spec):
         metadata["annotations"] = {"gke-gcsfuse/volumes": "true"}
     return metadata
