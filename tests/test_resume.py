@@ -130,6 +130,7 @@ def undisturbed(tmp_path_factory, data_dir):
     return run
 
 
+@pytest.mark.slow
 def test_killed_and_stopped_it_ends_the_same(undisturbed, data_dir, tmp_path):
     """SIGKILL at a random moment after the first evaluation, SIGTERM after the second."""
     seed = random.randrange(10**6)
