@@ -1,9 +1,10 @@
-# make train | test | test-slow | check | parity | bench | tensorboard | clean. `make train ARGS="--set seed=1"`.
+# make train | test | test-slow | check | parity | preflight-env | bench | tensorboard | clean.
+# `make train ARGS="--set seed=1"`.
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: train test test-slow check format parity bench tensorboard clean
+.PHONY: train test test-slow check format parity preflight-env bench tensorboard clean
 
 train: .venv/installed
 	$(BIN)/python -m trainer.main --strategy=mirrored $(ARGS)
@@ -32,6 +33,9 @@ parity: .venv/installed-dev .venv-parity/installed
 	rm -rf .venv-parity/exports
 	$(BIN)/python -m pytest tests/test_parity.py tests/test_published.py
 
+# The compiler for TPUs that trainer.preflight calls.
+preflight-env: .venv-preflight/installed
+
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.step $(ARGS)
 
@@ -48,10 +52,15 @@ tensorboard: .venv/installed
 	$(BIN)/python -m pip install -r requirements-dev.txt
 	touch $@
 
+.venv-preflight/installed: requirements-preflight.txt
+	$(PYTHON) -m venv --clear .venv-preflight
+	.venv-preflight/bin/python -m pip install --quiet -r requirements-preflight.txt
+	touch $@
+
 .venv-parity/installed: tests/parity/requirements.txt
 	$(PYTHON) -m venv --clear .venv-parity
 	.venv-parity/bin/python -m pip install --quiet -r tests/parity/requirements.txt
 	touch $@
 
 clean:
-	rm -rf .venv .venv-parity runs
+	rm -rf .venv .venv-parity .venv-preflight runs

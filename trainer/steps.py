@@ -44,6 +44,9 @@ class TrainMetrics(NamedTuple):
     bad_variable: tf.Tensor  # the last trainable variable whose gradient is not finite, or -1
 
 
+ReplicaStep = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], TrainMetrics]
+
+
 class EvalTotals(NamedTuple):
     """Sums over all examples, float64 scalars."""
 
@@ -63,25 +66,22 @@ def normalize(images: tf.Tensor, config: Config) -> tf.Tensor:
     return (tf.cast(images, tf.float32) - mean) / std
 
 
-def make_train_loop(
+def make_replica_step(
     config: Config,
-    strategy: tf.distribute.Strategy,
+    num_replicas: int,
     state: TrainState,
     schedule: Schedule,
     compiled: Compiled = "nothing",
-) -> Callable[[Iterator, tf.Tensor], TrainMetrics]:
-    """The compiled loop `train_loop(iterator, num_steps)`.
+) -> ReplicaStep:
+    """`replica_step(step, images, labels)`: a train step as each replica does it, called in its
+    replica context, with its share of the batch (see `make_train_loop`).
 
-    `iterator` yields, for each replica, its share of the global batch: `(images, labels)`,
-    uint8 `[per_replica_batch_size, height, width, channels]` and int32 `[per_replica_batch_size]`,
-    or float32 `[per_replica_batch_size, classes]` of images that are mixed.
-    `num_steps` is a tensor: one trace serves all lengths.
+    `step`, an int64 scalar, counts from 0; the metrics are scalars, the same on all replicas.
 
     Args:
-        compiled: how much of the replica step XLA compiles: nothing; forward and backward of a
-            micro-batch, with the reduction outside; or the whole step. See strategy.py.
+        compiled: how much of it XLA compiles here: nothing; forward and backward of a micro-batch,
+            with the reduction outside; or the whole step. See strategy.py.
     """
-    num_replicas = strategy.num_replicas_in_sync
     global_batch_size = config.data.global_batch_size
     weights = state.model.trainable_variables
     statistics = moving_statistics(state.model)
@@ -168,6 +168,26 @@ def make_train_loop(
         forward_backward = tf.function(forward_backward, jit_compile=True)
     elif compiled == "step":
         replica_step = tf.function(replica_step, jit_compile=True)
+
+    return replica_step
+
+
+def make_train_loop(
+    config: Config,
+    strategy: tf.distribute.Strategy,
+    state: TrainState,
+    schedule: Schedule,
+    compiled: Compiled = "nothing",
+) -> Callable[[Iterator, tf.Tensor], TrainMetrics]:
+    """The compiled loop `train_loop(iterator, num_steps)`.
+
+    `iterator` yields, for each replica, its share of the global batch: `(images, labels)`,
+    uint8 `[per_replica_batch_size, height, width, channels]` and int32 `[per_replica_batch_size]`,
+    or float32 `[per_replica_batch_size, classes]` of images that are mixed.
+    `num_steps` is a tensor: one trace serves all lengths.
+    """
+    num_replicas = strategy.num_replicas_in_sync
+    replica_step = make_replica_step(config, num_replicas, state, schedule, compiled)
 
     @tf.function
     def train_loop(iterator, num_steps):

@@ -1,6 +1,7 @@
 """Where it runs: the `tf.distribute` strategy, and how much of a step XLA compiles there."""
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -94,6 +95,27 @@ def lost_workers_named(in_group: bool) -> Iterator[None]:
             f"another worker ended, or cannot be reached any more ({reasons[0].strip()}); start "
             f"all workers again: they go on from the last checkpoint"
         ) from None
+
+
+def check_batch_size(config: Config, num_replicas: int) -> None:
+    """The batch must be whole images, and pairs where it is mixed, for each replica and part.
+
+    Raises:
+        UserError: where it is not.
+    """
+    size, accumulation = config.data.global_batch_size, config.accumulation_steps
+    parts = num_replicas * accumulation
+    if size % parts == 0 and not (config.augment.mixes and size // num_replicas % 2):
+        return
+    pairs = ""
+    if config.augment.mixes:
+        pairs = ", with an even number of images for each replica for mixup and CutMix to pair"
+        parts = math.lcm(parts, 2 * num_replicas)
+    raise UserError(
+        f"data.global_batch_size ({size}) must be divisible by the number of replicas "
+        f"({num_replicas}) times accumulation_steps ({accumulation}){pairs}: the nearest is "
+        f"--set data.global_batch_size={max(1, round(size / parts)) * parts}"
+    )
 
 
 def check_placement(strategy: tf.distribute.Strategy, config: Config, in_graph: bool) -> None:
