@@ -189,6 +189,9 @@ def make_train_loop(
     num_replicas = strategy.num_replicas_in_sync
     replica_step = make_replica_step(config, num_replicas, state, schedule, compiled)
 
+    def packed_step(step: tf.Tensor, images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        return tf.stack(replica_step(step, images, labels))  # one tensor leaves a device, not seven
+
     @tf.function
     def train_loop(iterator, num_steps):
         num_metrics = len(TrainMetrics._fields)
@@ -197,10 +200,10 @@ def make_train_loop(
         for index in tf.range(num_steps):
             step = first + tf.cast(index, tf.int64)
             images, labels = next(iterator)
-            metrics = strategy.run(replica_step, args=(step, images, labels))
-            # All replicas return the same values: the first one's stand for all.
-            first_replica = [strategy.experimental_local_results(value)[0] for value in metrics]
-            rows = rows.write(index, tf.stack(first_replica))
+            metrics = strategy.run(packed_step, args=(step, images, labels))
+            # All replicas return the same values: the first one's stand for all. No step waits for
+            # them: they are read when the loop has ended.
+            rows = rows.write(index, strategy.experimental_local_results(metrics)[0])
         state.global_step.assign(first + tf.cast(num_steps, tf.int64))
         return TrainMetrics(*tf.unstack(rows.stack(), num_metrics, axis=1))
 
