@@ -93,7 +93,6 @@ def _advice(message: str) -> str:
 
 # What TensorFlow says where another process, or its machine, has gone.
 _GONE = (
-    "Collective ops is aborted",
     "Socket closed",
     "Connection reset by peer",
     "failed to connect to all addresses",
@@ -121,7 +120,8 @@ def losses_named(others: Literal["workers", "TPU"] | None) -> Iterator[None]:
     try:
         yield
     except tf.errors.OpError as error:
-        if others is None or not _is_loss(error):
+        aborted = others == "workers" and "Collective ops is aborted" in error.message
+        if others is None or not (aborted or _is_loss(error)):
             raise
         # The first line of the innermost reason: they are quoted in one another.
         reasons = error.message.rpartition("aborted by:")[2].replace(r"\n", "\n").split("\n")

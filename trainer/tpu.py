@@ -224,7 +224,7 @@ def _probe_import(environ: Mapping[str, str]) -> None:
         )
     except subprocess.TimeoutExpired:
         raise UserError(
-            f"{both}: importing it takes more than {_IMPORT_S:.0f} s, as where Google's metadata "
+            f"{both}: importing it takes more than {_IMPORT_S:g} s, as where Google's metadata "
             f"server does not answer; run it on a TPU VM, or set TPU_SKIP_MDS_QUERY=1, and what "
             f"libtpu then asks for"
         ) from None
