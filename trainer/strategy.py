@@ -188,6 +188,17 @@ def check_placement(strategy: tf.distribute.Strategy, config: Config, in_graph: 
         )
 
 
+def check_tpu(config: Config) -> None:
+    """Raises UserError for settings that no TPU runs."""
+    if config.xla == "off":
+        raise UserError("xla is 'off', but a TPU runs nothing else: --set xla=auto")
+    if config.precision == "mixed_float16":
+        raise UserError(
+            "precision is 'mixed_float16', which TPUs do not compute in: --set "
+            "precision=mixed_bfloat16"
+        )
+
+
 class Compilation(NamedTuple):
     """How much of the replica step XLA compiles, and the sentence for the log."""
 
@@ -202,8 +213,7 @@ def choose_compilation(config: Config, strategy: tf.distribute.Strategy) -> Comp
         UserError: where `on` cannot hold together with another field.
     """
     if isinstance(strategy, tf.distribute.TPUStrategy):
-        if config.xla == "off":
-            raise UserError("xla is 'off', but a TPU runs nothing else: --set xla=auto")
+        check_tpu(config)
         return Compilation("nothing", "XLA on: TPUStrategy compiles every step itself")
     gpus = all("GPU" in device for device in strategy.extended.worker_devices)
     if config.xla == "off":

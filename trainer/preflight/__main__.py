@@ -50,8 +50,9 @@ def preflight() -> int:
 
     cli.quiet_libraries()
     from trainer.preflight.program import layer_of_reason, train_step_program
-    from trainer.strategy import check_batch_size
+    from trainer.strategy import check_batch_size, check_tpu
 
+    check_tpu(config)
     check_batch_size(config, target.num_replicas)
 
     def compile_(config: Config) -> Compiled | OutOfMemory:

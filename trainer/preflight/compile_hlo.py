@@ -150,14 +150,14 @@ def _count(axes: str) -> int:
 
 
 def _failure(message: str) -> dict:
-    used = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message)
-    if used:
-        needed, unit, available, available_unit = used.groups()
-        return {
-            "status": "out_of_memory",
-            "needed_bytes": int(float(needed) * _UNITS[unit]),
-            "hbm_bytes": int(float(available) * _UNITS[available_unit]),
-        }
+    if message.startswith("RESOURCE_EXHAUSTED") and "hbm" in message:
+        # One of its two messages has bytes, the other one rounded units; a third has none.
+        found = re.search(r"\(size=(\d+)\) would exceed", message) or re.search(
+            r"Used ([\d.]+)([KMGT]?) of \S+ hbm", message
+        )
+        size, unit = (*found.groups(), "")[:2] if found else (0, "")
+        needed = int(float(size) * _UNITS[unit])
+        return {"status": "out_of_memory", "needed_bytes": needed}
     op = re.search(r'op_name="([^"]+)"', message)
     return {
         "status": "refused",

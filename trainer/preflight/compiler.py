@@ -38,8 +38,7 @@ class Compiled(NamedTuple):
 class OutOfMemory(NamedTuple):
     """What it says of one that needs too much."""
 
-    needed_bytes: int
-    hbm_bytes: int
+    needed_bytes: int  # at least; 0 where it does not say
     compile_seconds: float
     versions: dict[str, str]
     cached: bool
@@ -102,11 +101,11 @@ def compile_program(
     if code or not lines:
         what = f"signal {-code}" if code < 0 else f"exit code {code}"
         last = (errors.strip().splitlines() or ["it said nothing"])[-1]
-        raise UserError(
-            f"the TPU's compiler broke ({what}): {last[:300]}; make its environment anew: rm -r "
-            f"{python.parents[1]} && make preflight-env"
-        )
-    result = json.loads(lines[-1])
+        raise UserError(_broken(what, last, python))
+    try:
+        result = json.loads(lines[-1])
+    except json.JSONDecodeError:
+        raise UserError(_broken("no result", lines[-1], python)) from None
     status = result.pop("status")
     if status == "no_slice":
         raise UserError(f"--tpu={slice_name}: no such slice ({result['reason']})")
@@ -114,6 +113,13 @@ def compile_program(
         return Refused(result["reason"], result["op_name"])
     kind = OutOfMemory if status == "out_of_memory" else Compiled
     return kind(**{name: result[name] for name in kind._fields})
+
+
+def _broken(what: str, last_line: str, python: Path) -> str:
+    return (
+        f"the TPU's compiler broke ({what}): {last_line[:300]}; make its environment anew: rm -r "
+        f"{python.parents[1]} && make preflight-env"
+    )
 
 
 def _run(command: list[str], env: dict[str, str], deadline: Deadline) -> tuple[int, str, str]:

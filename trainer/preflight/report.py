@@ -30,10 +30,11 @@ def as_text(config: Config, target: Slice, result: Compiled | OutOfMemory, fit: 
         f"{config.data.global_batch_size:,}"
     ]
     if isinstance(result, OutOfMemory):
-        lines += [
-            f"does not fit    needs {_gib(result.needed_bytes)} of {_gib(result.hbm_bytes)} GiB of "
-            f"HBM a core ({_time(result)})"
-        ]
+        needed = f"at least {_gib(result.needed_bytes)}" if result.needed_bytes else "more than all"
+        lines.append(
+            f"does not fit    needs {needed} of {_gib(target.core.hbm_bytes)} GiB of HBM a core "
+            f"({_time(result)})"
+        )
         if fit is not None:
             lines += _fit_lines(config, target, fit)
         return "\n".join(lines)

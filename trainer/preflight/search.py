@@ -9,7 +9,9 @@ from trainer.preflight.compiler import Compiled, OutOfMemory, TimeLimitError
 
 Try = Callable[[Config], Compiled | OutOfMemory]
 
-# The compiler lays images out in eights; in between, memory hardly changes.
+# Each try takes minutes: at most six, which tell the largest batch to a 32nd of the wanted one, or
+# to eight images, as the compiler lays them out.
+_MAX_TRIES = 6
 _UNIT = 8
 
 
@@ -32,6 +34,8 @@ def find_fit(config: Config, num_replicas: int, try_: Try) -> Fit:
     replica_batch = config.data.global_batch_size // num_replicas
     wanted = replica_batch // config.accumulation_steps
     unit = _UNIT if wanted > _UNIT else 2 if config.augment.mixes else 1
+    while wanted > unit * 2**_MAX_TRIES:
+        unit *= 2
     fits, fails = 0, -(-wanted // unit)  # in units, `wanted` rounded up
     try:
         while fails - fits > 1:
