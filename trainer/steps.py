@@ -189,8 +189,12 @@ def make_train_loop(
     num_replicas = strategy.num_replicas_in_sync
     replica_step = make_replica_step(config, num_replicas, state, schedule, compiled)
 
-    def packed_step(step: tf.Tensor, images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-        return tf.stack(replica_step(step, images, labels))  # one tensor leaves a device, not seven
+    def counted_step(step: tf.Tensor, images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        metrics = replica_step(step, images, labels)
+        # Here each replica writes its copy. Outside of the replicas, in a function, TPUStrategy was
+        # seen to write the first one alone.
+        state.global_step.assign(step + 1)
+        return tf.stack(metrics)  # one tensor leaves a device, not seven
 
     @tf.function
     def train_loop(iterator, num_steps):
@@ -200,11 +204,10 @@ def make_train_loop(
         for index in tf.range(num_steps):
             step = first + tf.cast(index, tf.int64)
             images, labels = next(iterator)
-            metrics = strategy.run(packed_step, args=(step, images, labels))
+            metrics = strategy.run(counted_step, args=(step, images, labels))
             # All replicas return the same values: the first one's stand for all. No step waits for
             # them: they are read when the loop has ended.
             rows = rows.write(index, strategy.experimental_local_results(metrics)[0])
-        state.global_step.assign(first + tf.cast(num_steps, tf.int64))
         return TrainMetrics(*tf.unstack(rows.stack(), num_metrics, axis=1))
 
     return train_loop
