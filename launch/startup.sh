@@ -129,7 +129,8 @@ make_environment() {
     fail $SETUP_FAILED "Python 3.11 cannot be installed"
   rm -rf "$ROOT/venv"
   insist python3.11 -m venv "$ROOT/venv" || fail $SETUP_FAILED "no environment can be made"
-  insist "$PYTHON" -m pip install --quiet -r "$ROOT/code/requirements-tpu.txt" ||
+  # With dependencies, plain tensorflow would come over tensorflow-tpu.
+  insist "$PYTHON" -m pip install --quiet --no-deps -r "$ROOT/code/requirements-tpu.txt" ||
     fail $SETUP_FAILED "requirements-tpu.txt cannot be installed"
   touch "$ROOT/venv/complete"
 }

@@ -1,5 +1,6 @@
 """`python -m trainer.main` with bad input: one line that names the thing and its value, exit 2."""
 
+import importlib.metadata
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import tensorflow as tf
 
 from tests.conftest import strategy_of
 from tests.workers import tf_configs
-from trainer import cli
+from trainer import cli, strategy
 from trainer import config as config_lib
 from trainer.config import Config, load, override
 from trainer.data.source import open_source
@@ -424,3 +425,10 @@ def test_a_tpu_where_there_is_none_in_a_process_of_its_own(tmp_path):
     assert last.startswith("error: --strategy=tpu: no TPU can be used at --tpu=local (")
     assert last.endswith("or use --strategy=auto")
     assert [path.name for path in workdir.iterdir()] == [".lock"]
+
+
+def test_plain_tensorflow_over_that_of_tpus(monkeypatch):
+    """pip puts it there where it looks at dependencies."""
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda name: iter([name]))
+    with pytest.raises(UserError, match="pip install --no-deps"):
+        strategy.create_strategy("tpu", "local", virtual_devices=0)

@@ -1,6 +1,7 @@
 """Where it runs: the `tf.distribute` strategy, and how much of a step XLA compiles there."""
 
 import contextlib
+import importlib.metadata
 import math
 import os
 from collections.abc import Iterator
@@ -55,6 +56,12 @@ def _choose(tpu: str, virtual_devices: int) -> str:
 
 def _tpu(name: str) -> tf.distribute.Strategy:
     name = name or os.environ.get("TPU_NAME", "")
+    # Which pip does by itself, since tf-keras asks for tensorflow; what is imported knows no TPU.
+    if _is_installed("tensorflow") and _is_installed("tensorflow-tpu"):
+        raise UserError(
+            "--strategy=tpu: plain tensorflow is installed over tensorflow-tpu; make the "
+            "environment anew: pip install --no-deps -r requirements-tpu.txt"
+        )
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name)
         if name != "local":
@@ -68,6 +75,10 @@ def _tpu(name: str) -> tf.distribute.Strategy:
             f"{str(error).splitlines()[0][:200]}); run it on a TPU VM (BUILD.md), or use "
             f"--strategy=auto"
         ) from None
+
+
+def _is_installed(package: str) -> bool:
+    return any(importlib.metadata.distributions(name=package))
 
 
 @contextlib.contextmanager
