@@ -33,7 +33,9 @@ def render(
     if not code_ref:
         code_bucket, name = storage.split(code)
         code = f"{code_bucket}/o/{storage.encode(name)}?alt=media"
-    args = spec.args if spec.strategy else ("--strategy=tpu", *spec.args)
+    # The trainer itself sets what TensorFlow must find before it is imported.
+    strategy = () if spec.strategy else ("--strategy=tpu",)
+    tpu = f"--tpu={node if hosts > 1 else 'local'}"
     values = {
         "RUN": spec.run,
         "ATTEMPT": str(attempt),
@@ -47,9 +49,8 @@ def render(
         "CODE_SHA256": code_sha256,
     }
     lists = {
-        "TPU_ENV": _tpu_environment(node, hosts),
         "TRAINER_ENV": [f"{name}={value}" for name, value in spec.env],
-        "TRAINER_ARGS": ["-m", "trainer.main", *args],
+        "TRAINER_ARGS": ["-m", "trainer.main", *strategy, tpu, *spec.args],
     }
     lines = ["#!/bin/bash"]
     lines += [f"{name}={shlex.quote(value)}" for name, value in values.items()]
@@ -59,10 +60,3 @@ def render(
 
 def _words(words: Sequence[str]) -> str:
     return " ".join(map(shlex.quote, words))
-
-
-def _tpu_environment(node: str, hosts: int) -> list[str]:
-    """What TensorFlow must find before it is imported; of libtpu's path only the VM knows."""
-    if hosts > 1:  # TensorFlow's servers on the VMs have the chips, this process has none
-        return ["TPU_LOAD_LIBRARY=0", f"TPU_NAME={node}"]
-    return ["TPU_NAME=local", "PJRT_DEVICE=TPU", "NEXT_PLUGGABLE_DEVICE_USE_C_API=true"]

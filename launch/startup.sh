@@ -1,7 +1,7 @@
 
 # shellcheck shell=bash disable=SC2153,SC2154  # the values above come from launch/startup.py
 # What runs on the VM, from here on the same for all runs: launch/startup.sh. Above are this run's
-# values: RUN ATTEMPT NODE HOSTS BUCKET FOLDER FOLDER_URL CODE CODE_REF CODE_SHA256 TPU_ENV
+# values: RUN ATTEMPT NODE HOSTS BUCKET FOLDER FOLDER_URL CODE CODE_REF CODE_SHA256
 # TRAINER_ENV TRAINER_ARGS; FOLDER_URL is FOLDER with a slash, as it stands in addresses.
 #
 # Into FOLDER of the bucket it writes launch/ATTEMPT.log all the time, and FAILED where the trainer
@@ -129,7 +129,6 @@ make_environment() {
     fail $SETUP_FAILED "Python 3.11 cannot be installed"
   rm -rf "$ROOT/venv"
   insist python3.11 -m venv "$ROOT/venv" || fail $SETUP_FAILED "no environment can be made"
-  # With dependencies, plain tensorflow would come over tensorflow-tpu.
   insist "$PYTHON" -m pip install --quiet --no-deps -r "$ROOT/code/requirements-tpu.txt" ||
     fail $SETUP_FAILED "requirements-tpu.txt cannot be installed"
   touch "$ROOT/venv/complete"
@@ -148,8 +147,8 @@ upload_all_the_time() {
 
 # Runs the trainer once and returns its exit code; a SIGTERM meanwhile is passed on.
 train() {
-  env -u TF_CONFIG PYTHONUNBUFFERED=1 "${TPU_ENV[@]}" ${LIBTPU:+"$LIBTPU"} \
-    "${TRAINER_ENV[@]}" "$PYTHON" "${TRAINER_ARGS[@]}" "--workdir=$WORK" >>"$LOG" 2>&1 &
+  env PYTHONUNBUFFERED=1 "${TRAINER_ENV[@]}" "$PYTHON" "${TRAINER_ARGS[@]}" "--workdir=$WORK" \
+    >>"$LOG" 2>&1 &
   trainer=$!
   [[ $stopping ]] && kill -TERM "$trainer"
   local code
@@ -206,12 +205,6 @@ main() {
   fetch_code
   make_environment
   mount_bucket
-  LIBTPU=
-  if ((HOSTS == 1)); then
-    LIBTPU=$("$PYTHON" -c 'import libtpu; print(libtpu.get_library_path())' 2>>"$LOG") ||
-      fail $SETUP_FAILED "libtpu is not there"
-    LIBTPU=TF_PLUGGABLE_DEVICE_LIBRARY_PATH=$LIBTPU
-  fi
   cd "$ROOT/code" || exit 1
   train_until_it_ends
 }

@@ -312,6 +312,10 @@ class FakeCloud:
             return 200, {"access_token": TOKEN, "expires_in": 3599, "token_type": "Bearer"}, {}
         if path.endswith("/attributes/agent-worker-number") and self.worker_number:
             return 200, self.worker_number.encode(), {}
+        if path.endswith("/project/project-id"):
+            return 200, b"p", {}
+        if path.endswith("/instance/zone"):
+            return 200, b"projects/1/zones/z", {}
         raise ApiError(404, "not there")
 
     def _v1(self, path: str) -> tuple[int, Any, dict]:
@@ -347,7 +351,8 @@ class FakeCloud:
         node = self.nodes.get(path.rpartition("/")[2])
         if node is None:
             raise ApiError(404, f"Resource '{path}' was not found")
-        return 200, {"state": node["state"], "health": node["health"]}, {}
+        known = ("state", "health", "networkEndpoints", "tensorflowVersion")
+        return 200, {name: node[name] for name in known if name in node}, {}
 
 
 def _public(one: dict[str, Any]) -> dict[str, Any]:

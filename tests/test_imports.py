@@ -18,6 +18,7 @@ ALLOWED = {
     "tensor_file": "errors",
     "cli": "errors",
     "cluster": "errors config",
+    "tpu": "errors",
     "run_folder": "errors config",
     "losses": "errors config",
     "optim": "errors config",
@@ -34,19 +35,19 @@ ALLOWED = {
     "checkpoint": "errors config data state",  # of data, what a source says of itself
     "summaries": "errors config run_folder steps",  # of steps, the metrics of a loop
     "bad_examples": "",
-    "strategy": "errors config cluster steps",  # of steps, what XLA compiles of one
+    "strategy": "errors config cluster tpu steps",  # of steps, what XLA compiles of one
     "divergence": "errors config data state steps checkpoint",
     "train": "errors stopwatch config run_folder losses optim models data state steps checkpoint "
     "summaries bad_examples strategy divergence weights",
     "preflight": "errors config shared_flags cli optim state steps strategy",
-    "main": "errors stopwatch config shared_flags cli cluster run_folder strategy train",
+    "main": "errors stopwatch config shared_flags cli cluster tpu run_folder strategy train",
     "prepare": "errors config shared_flags cli run_folder data",
     "export": "errors shared_flags cli tensor_file models weights",
     "inspect": "errors config shared_flags cli models data steps weights feature_maps report",
 }
 WITHOUT_TENSORFLOW = (
     *("errors", "stopwatch", "registries", "config", "shared_flags", "tensor_file", "cli"),
-    *("cluster", "run_folder"),
+    *("cluster", "tpu", "run_folder"),
 )
 
 

@@ -152,8 +152,9 @@ def test_whatever_is_given_arrives_unchanged(stand_ins, args, values, folder, no
 def test_on_a_tpu_it_arrives_too(stand_ins):
     spec = dataclasses.replace(TPU, args=("--strategy=tpu", *WORDS))
     argv, env = started(sent(spec), 0, stand_ins)
-    assert argv == list(spec.trainer_args("/gcs/a-bucket/runs/digits"))
-    assert env["TPU_NAME"] == "local"
+    module, name, *rest = spec.trainer_args("/gcs/a-bucket/runs/digits")
+    assert argv == [module, name, "--tpu=local", *rest]
+    assert not [name for name in env if "TPU" in name or "PJRT" in name]
 
 
 def test_the_users_time_to_meet_stays():

@@ -1,20 +1,19 @@
 """`python -m trainer.main` with bad input: one line that names the thing and its value, exit 2."""
 
-import importlib.metadata
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import tensorflow as tf
 
 from tests.conftest import strategy_of
 from tests.workers import tf_configs
-from trainer import cli, strategy
+from trainer import cli
 from trainer import config as config_lib
 from trainer.config import Config, load, override
 from trainer.data.source import open_source
@@ -96,6 +95,7 @@ def only_line(result: subprocess.CompletedProcess, code: int = 2) -> str:
         (["--strategy=mirored"], ["--strategy=mirored", "mirrored", "one_device", "tpu"]),
         (["--strategy="], ["--strategy=", "mirrored"]),
         (["--strategy=tpu"], ["--strategy=tpu", "--tpu=NAME"]),
+        (["--strategy=mirrored", "--tpu=local"], ["--tpu=local", "not mirrored"]),
         (["--strategy=multi_worker"], ["--strategy=multi_worker", "TF_CONFIG"]),
         (
             ["--strategy=one_device", "--virtual_devices=2"],
@@ -239,17 +239,22 @@ def test_the_default_workdir_is_that_of_the_config(stubs, tmp_path):
     [
         ([], {}),
         (["--strategy=mirrored", "--virtual_devices=2", "--set", "data.path=a=b"], {}),
-        (["--strategy=tpu", "--tpu=local"], {}),
-        (["--strategy=tpu"], {"TPU_NAME": "local"}),
+        (["--strategy=tpu", "--tpu=ADDRESS"], {}),
+        (["--strategy=tpu"], {"TPU_NAME": "ADDRESS"}),
+        (["--tpu=ADDRESS"], {"TF_CONFIG": "left over"}),
         (["--strategy=multi_worker"], {"TF_CONFIG": "a group of one"}),
     ],
 )
 def test_what_is_right_reaches_tensorflow(stubs, tmp_path, arguments, environment):
     """The control of the tests above: the stubs do end a process that imports TensorFlow."""
     workdir = f"--workdir={tmp_path / 'run'}"
-    if "TF_CONFIG" in environment:
+    if environment.get("TF_CONFIG") == "a group of one":
         environment = {"TF_CONFIG": tf_configs(1)[0]}
-    result = run_main(workdir, *arguments, pythonpath=stubs, environment=environment)
+    with socket.create_server(("127.0.0.1", 0)) as server:  # a host of a TPU
+        address = f"grpc://127.0.0.1:{server.getsockname()[1]}"
+        arguments = [argument.replace("ADDRESS", address) for argument in arguments]
+        environment = {n: v.replace("ADDRESS", address) for n, v in environment.items()}
+        result = run_main(workdir, *arguments, pythonpath=stubs, environment=environment)
     assert (result.returncode, result.stderr) == (IMPORTED, "")
 
 
@@ -411,24 +416,3 @@ def test_a_data_dir_that_cannot_be_written(tmp_path, below):
     (tmp_path / "file").touch()
     message = refusal_of_data([], str(tmp_path / below))
     assert message.startswith(f"--data_dir={tmp_path / below}: cannot be written (")
-
-
-@pytest.mark.skipif(bool(tf.config.list_physical_devices("TPU")), reason="there is a TPU")
-def test_a_tpu_where_there_is_none_in_a_process_of_its_own(tmp_path):
-    workdir = tmp_path / "run"
-    result = run_main("--strategy=tpu", "--tpu=local", f"--workdir={workdir}")
-    assert result.returncode == 2
-    assert result.stdout == ""
-    assert "Traceback" not in result.stderr
-    # Before it are lines that TensorFlow logs while it is imported.
-    last = result.stderr.splitlines()[-1]
-    assert last.startswith("error: --strategy=tpu: no TPU can be used at --tpu=local (")
-    assert last.endswith("or use --strategy=auto")
-    assert [path.name for path in workdir.iterdir()] == [".lock"]
-
-
-def test_plain_tensorflow_over_that_of_tpus(monkeypatch):
-    """pip puts it there where it looks at dependencies."""
-    monkeypatch.setattr(importlib.metadata, "distributions", lambda name: iter([name]))
-    with pytest.raises(UserError, match="pip install --no-deps"):
-        strategy.create_strategy("tpu", "local", virtual_devices=0)

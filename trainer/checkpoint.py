@@ -48,11 +48,22 @@ class Checkpoints:
     """
 
     def __init__(
-        self, folder: Path, state: TrainState, metadata: dict[str, Any], keep: int, is_chief: bool
+        self,
+        folder: Path,
+        state: TrainState,
+        metadata: dict[str, Any],
+        keep: int,
+        is_chief: bool,
+        device: str | None = None,
     ):
+        """
+        Args:
+            device: the one that reads and writes the files; None for those of the variables.
+        """
         self._folder = folder
         self._keep = keep
         self._is_chief = is_chief
+        self._options = tf.train.CheckpointOptions(experimental_io_device=device)
         self._state = state
         self._checkpoint = tf.train.Checkpoint(state=state, metadata=_Metadata(metadata))
         self._metadata = metadata
@@ -88,7 +99,7 @@ class Checkpoints:
             try:
                 self._refuse_another_run(path)
                 # No variable may be left without a value.
-                self._checkpoint.restore(path).assert_existing_objects_matched()
+                self._checkpoint.restore(path, self._options).assert_existing_objects_matched()
             except (tf.errors.OpError, AssertionError, ValueError, IndexError) as error:
                 failed.append(f"{path} ({type(error).__name__})")
                 continue
@@ -141,11 +152,11 @@ class Checkpoints:
 
     def save(self, step: int) -> None:
         if self._is_chief:
-            self._last.save(checkpoint_number=step)
+            self._last.save(checkpoint_number=step, options=self._options)
 
     def save_best(self, step: int) -> None:
         if self._is_chief:
-            self._best.save(checkpoint_number=step)
+            self._best.save(checkpoint_number=step, options=self._options)
 
 
 def _pointed_at(folder: Path) -> list[str] | None:

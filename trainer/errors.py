@@ -18,7 +18,8 @@ class UserError(Exception):
 
 
 class GroupError(UserError):
-    """The group of workers is not whole: one is missing, lost, or cannot have its port.
+    """The group of workers is not whole: one is missing, lost, or cannot have its port; or the TPU
+    is gone.
 
     What the user asked for is right, and starting the whole group again helps: `main` exits 200.
     """

@@ -12,6 +12,7 @@ from absl import flags
 from trainer import cli
 from trainer import cluster as cluster_lib
 from trainer import config as config_lib
+from trainer import tpu as tpu_lib
 from trainer.errors import EXIT_DONE, UserError
 from trainer.run_folder import RunFolder, default_path
 from trainer.shared_flags import CONFIG, SET, TPU
@@ -47,12 +48,12 @@ def train() -> int:
     """Trains what the flags say and returns the exit code."""
     stopwatch = Stopwatch()
     config = config_lib.override(config_lib.load(CONFIG.value), SET.value)
-    _check_strategy()
+    strategy_name, tpu = _where()
     if _WORKDIR.value == "":
         raise UserError("--workdir=: must name a folder; leave it out for the default")
     workdir = _WORKDIR.value or default_path(CONFIG.value, config)
     # Only in a group of workers is there anybody else to write.
-    alone = _STRATEGY.value in ("one_device", "mirrored", "tpu")
+    alone = strategy_name in ("one_device", "mirrored", "tpu")
     cluster = None if alone else cluster_lib.tf_config_cluster()
     folder = RunFolder(workdir, config, is_chief=cluster is None or cluster.rank == 0)
     if folder.is_done:
@@ -65,16 +66,20 @@ def train() -> int:
         stopwatch.lap("waiting for workers")
 
     cli.quiet_libraries()
+    if strategy_name == "tpu":
+        tpu = tpu_lib.prepare(tpu, os.environ)
+        stopwatch.lap("TPU")
     import tensorflow as tf
 
-    from trainer.strategy import create_strategy, lost_workers_named
+    from trainer.strategy import create_strategy, losses_named
     from trainer.train import train_and_evaluate
 
     stopwatch.lap("import")
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
-    with lost_workers_named(in_group=cluster is not None):
-        strategy = create_strategy(_STRATEGY.value, TPU.value, _VIRTUAL_DEVICES.value)
+    others = "TPU" if strategy_name == "tpu" else "workers" if cluster is not None else None
+    with losses_named(others):
+        strategy = create_strategy(strategy_name, tpu, _VIRTUAL_DEVICES.value)
         stopwatch.lap("devices")
         summary = train_and_evaluate(config, strategy, folder, _DATA_DIR.value, stopwatch)
     # There is none where all steps were done before, or in one loop with the tracing.
@@ -92,26 +97,41 @@ def train() -> int:
     return EXIT_DONE
 
 
-def _check_strategy() -> None:
-    """What can be told of the strategy without TensorFlow."""
+def _where() -> tuple[str, str]:
+    """The strategy, `auto` resolved as far as it can be without TensorFlow, and the TPU's name.
+
+    Raises:
+        UserError: for what is wrong with them already.
+    """
     name = _STRATEGY.value
     if name not in STRATEGIES:
         raise UserError(f"--strategy={name}: unknown; one of {', '.join(STRATEGIES)}")
+    tpu = ""
+    if name in ("auto", "tpu"):
+        tpu = tpu_lib.name_of(TPU.value, os.environ)
+    elif TPU.value:
+        raise UserError(f"--tpu={TPU.value}: needs --strategy=tpu or auto, not {name}")
+    # A flag says more than what an environment has left over.
+    if name == "auto" and (TPU.value or (tpu and not cluster_lib.tf_config_cluster())):
+        name = "tpu"
     if name == "multi_worker" and not cluster_lib.tf_config_cluster():
         raise UserError(
             "--strategy=multi_worker: TF_CONFIG is not set, and names the workers: set it for "
             "each process, as BUILD.md shows, or use --strategy=mirrored"
         )
-    if name == "tpu" and not (TPU.value or os.environ.get("TPU_NAME")):
-        raise UserError(
-            "--strategy=tpu: no TPU is named: give --tpu=NAME, or --tpu=local on a TPU VM, or use "
-            "--strategy=auto"
-        )
+    if name == "tpu":
+        if not tpu:
+            raise UserError(
+                "--strategy=tpu: no TPU is named: give --tpu=NAME, or --tpu=local on a TPU VM, or "
+                "use --strategy=auto"
+            )
+        tpu_lib.environment(tpu, os.environ)  # or says what contradicts it, before a folder is made
     if name not in ("auto", "mirrored") and _VIRTUAL_DEVICES.value:
         raise UserError(
             f"--virtual_devices={_VIRTUAL_DEVICES.value}: needs --strategy=mirrored or auto, "
             f"not {name}"
         )
+    return name, tpu
 
 
 if __name__ == "__main__":

@@ -116,13 +116,14 @@ def make_replica_step(
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         micro_batch_size = global_batch_size // num_replicas // config.accumulation_steps
         parts = (tf.split(batch, config.accumulation_steps) for batch in (images, labels))
-        for index, part in enumerate(zip(*parts, strict=True)):
+        for index, micro_batch in enumerate(zip(*parts, strict=True)):
             number = replica * config.accumulation_steps + index  # of all micro-batches
             first = tf.cast(number * micro_batch_size, tf.int32)
             # One after the other: else all of them would start, and hold the activations of all at
             # once. XLA knows no control dependencies, and TensorFlow's executor no barriers.
+            part = micro_batch
             if totals is not None and compiled in ("step", "tpu"):
-                part, totals = _barrier((part, totals))
+                part, totals = _barrier((micro_batch, totals))
             with tf.control_dependencies([] if totals is None else tf.nest.flatten(totals)):
                 values = forward_backward(step, first, *part)
             totals = values if totals is None else tf.nest.map_structure(tf.add, totals, values)
@@ -193,6 +194,9 @@ def make_train_loop(
     num_replicas = strategy.num_replicas_in_sync
     replica_step = make_replica_step(config, num_replicas, state, schedule, compiled)
 
+    def packed_step(step: tf.Tensor, images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        return tf.stack(replica_step(step, images, labels))  # one tensor leaves a device, not seven
+
     @tf.function
     def train_loop(iterator, num_steps):
         num_metrics = len(TrainMetrics._fields)
@@ -201,10 +205,10 @@ def make_train_loop(
         for index in tf.range(num_steps):
             step = first + tf.cast(index, tf.int64)
             images, labels = next(iterator)
-            metrics = strategy.run(replica_step, args=(step, images, labels))
-            # All replicas return the same values: the first one's stand for all.
-            first_replica = [strategy.experimental_local_results(value)[0] for value in metrics]
-            rows = rows.write(index, tf.stack(first_replica))
+            metrics = strategy.run(packed_step, args=(step, images, labels))
+            # All replicas return the same values: the first one's stand for all. No step waits for
+            # them: they are read when the loop has ended.
+            rows = rows.write(index, strategy.experimental_local_results(metrics)[0])
         state.global_step.assign(first + tf.cast(num_steps, tf.int64))
         return TrainMetrics(*tf.unstack(rows.stack(), num_metrics, axis=1))
 

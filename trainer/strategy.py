@@ -1,11 +1,9 @@
 """Where it runs: the `tf.distribute` strategy, and how much of a step XLA compiles there."""
 
 import contextlib
-import importlib.metadata
 import math
-import os
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import tensorflow as tf
 
@@ -13,14 +11,15 @@ from trainer.cluster import tf_config_cluster
 from trainer.config import Config
 from trainer.errors import GroupError, UserError
 from trainer.steps import Compiled
+from trainer.tpu import LOCAL
 
 
 def create_strategy(name: str, tpu: str, virtual_devices: int) -> tf.distribute.Strategy:
     """The strategy that `--strategy` names; called once, before TensorFlow touches a device.
 
     Args:
-        name: `auto`, `one_device`, `mirrored`, `multi_worker` or `tpu`.
-        tpu: a TPU's name or address, `local`, or "" for none.
+        name: `auto` (no TPU: main resolves that), `one_device`, `mirrored`, `multi_worker`, `tpu`.
+        tpu: what tpu.prepare returns, or "" for none.
         virtual_devices: split the CPU into this many logical devices; 0 leaves it whole.
 
     Raises:
@@ -32,7 +31,7 @@ def create_strategy(name: str, tpu: str, virtual_devices: int) -> tf.distribute.
             [tf.config.LogicalDeviceConfiguration()] * virtual_devices,
         )
     if name == "auto":
-        name = _choose(tpu, virtual_devices)
+        name = _choose(virtual_devices)
     if name == "tpu":
         return _tpu(tpu)
     if name == "multi_worker":
@@ -45,48 +44,75 @@ def create_strategy(name: str, tpu: str, virtual_devices: int) -> tf.distribute.
     return tf.distribute.MirroredStrategy(devices)
 
 
-def _choose(tpu: str, virtual_devices: int) -> str:
+def _choose(virtual_devices: int) -> str:
     if tf_config_cluster():
         return "multi_worker"
-    if tpu or os.environ.get("TPU_NAME"):
-        return "tpu"
     several = virtual_devices > 1 or len(tf.config.list_physical_devices("GPU")) > 1
     return "mirrored" if several else "one_device"
 
 
-def _tpu(name: str) -> tf.distribute.Strategy:
-    name = name or os.environ.get("TPU_NAME", "")
-    # Which pip does by itself, since tf-keras asks for tensorflow; what is imported knows no TPU.
-    if _is_installed("tensorflow") and _is_installed("tensorflow-tpu"):
+def _tpu(address: str) -> tf.distribute.Strategy:
+    # Where there is none, initialising it ends the process by a signal (seen with 2.20).
+    if address == LOCAL and not tf.config.list_physical_devices("TPU"):
         raise UserError(
-            "--strategy=tpu: plain tensorflow is installed over tensorflow-tpu; make the "
-            "environment anew: pip install --no-deps -r requirements-tpu.txt"
+            f"--tpu={address}: TensorFlow sees no TPU, though this machine has one: another "
+            f"process may hold it, or have left /tmp/libtpu_lockfile behind; end it, remove that "
+            f"file, and try again"
         )
     try:
-        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name)
-        if name != "local":
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=address)
+        if address != LOCAL:
             tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
         return tf.distribute.TPUStrategy(resolver)
-    # Whatever the resolver's look-up or the runtime raise, the user's answer is one line.
-    except Exception as error:
+    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+        if _is_loss(error):
+            raise
+        reason = str(error).strip().split("\n")[0]
         raise UserError(
-            f"--strategy=tpu: no TPU can be used at --tpu={name} ({type(error).__name__}: "
-            f"{str(error).splitlines()[0][:200]}); run it on a TPU VM (BUILD.md), or use "
-            f"--strategy=auto"
+            f"--tpu={address}: cannot be initialised ({type(error).__name__}: {reason[:200]}); "
+            f"{_advice(str(error))}"
         ) from None
 
 
-def _is_installed(package: str) -> bool:
-    return any(importlib.metadata.distributions(name=package))
+def _advice(message: str) -> str:
+    """What to do about what TensorFlow says where it initialises a TPU."""
+    if "ConfigureDistributedTPU" in message or "TPU_SYSTEM" in message:
+        return (
+            "TensorFlow there knows no TPU: it must be tensorflow-tpu (requirements-tpu.txt), on a "
+            "TPU VM"
+        )
+    # As users of TPUs met it: tensorflow's issues #35700, #40196.
+    if any(text in message for text in ("registered", "NodeDef")):
+        return (
+            f"its hosts may run another TensorFlow than this {tf.__version__}, which must be the "
+            f"same"
+        )
+    return "make the TPU anew, or see BUILD.md"
+
+
+# What TensorFlow says where another process, or its machine, has gone.
+_GONE = (
+    "Socket closed",
+    "Connection reset by peer",
+    "failed to connect to all addresses",
+    "worker was restarted",
+)
+
+
+def _is_loss(error: Exception) -> bool:
+    kinds = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError)
+    return isinstance(error, tf.errors.OpError) and (
+        isinstance(error, kinds) or any(text in error.message for text in _GONE)
+    )
 
 
 @contextlib.contextmanager
-def lost_workers_named(in_group: bool) -> Iterator[None]:
-    """What TensorFlow raises where another worker ended in the midst, in one line.
+def losses_named(others: Literal["workers", "TPU"] | None) -> Iterator[None]:
+    """What TensorFlow raises where what a run is made of went away in its midst, in one line.
 
     Args:
-        in_group: whether there are others at all.
+        others: what there is besides this process; None for nothing.
 
     Raises:
         GroupError: where it is so.
@@ -94,18 +120,30 @@ def lost_workers_named(in_group: bool) -> Iterator[None]:
     try:
         yield
     except tf.errors.OpError as error:
-        kinds = (
-            tf.errors.UnavailableError | tf.errors.AbortedError | tf.errors.DeadlineExceededError
-        )
-        lost = isinstance(error, kinds) or "Collective ops is aborted" in error.message
-        if not (in_group and lost):
+        aborted = others == "workers" and "Collective ops is aborted" in error.message
+        if others is None or not (aborted or _is_loss(error)):
             raise
         # The first line of the innermost reason: they are quoted in one another.
         reasons = error.message.rpartition("aborted by:")[2].replace(r"\n", "\n").split("\n")
+        reason = reasons[0].strip()
+        if others == "TPU":
+            raise GroupError(
+                f"the TPU went away, or cannot be reached any more ({type(error).__name__}: "
+                f"{reason}); start again: the run goes on from the last checkpoint"
+            ) from None
         raise GroupError(
-            f"another worker ended, or cannot be reached any more ({reasons[0].strip()}); start "
+            f"another worker ended, or cannot be reached any more ({reason}); start "
             f"all workers again: they go on from the last checkpoint"
         ) from None
+
+
+def checkpoint_device(strategy: tf.distribute.Strategy) -> str | None:
+    """Where checkpoints are written from and read; None for where the variables are.
+
+    The variables of a TPU slice are on its hosts, whose servers may see other files than this
+    process, and of which each would write a part.
+    """
+    return "/job:localhost" if isinstance(strategy, tf.distribute.TPUStrategy) else None
 
 
 def check_batch_size(config: Config, num_replicas: int) -> None:

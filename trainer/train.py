@@ -32,7 +32,12 @@ from trainer.run_folder import RunFolder
 from trainer.state import TrainState
 from trainer.steps import TrainMetrics, make_agreement, make_eval_loop, make_train_loop
 from trainer.stopwatch import Stopwatch
-from trainer.strategy import check_batch_size, check_placement, choose_compilation
+from trainer.strategy import (
+    check_batch_size,
+    check_placement,
+    checkpoint_device,
+    choose_compilation,
+)
 from trainer.summaries import RunLog, read_records
 from trainer.weights import load_weights
 
@@ -98,7 +103,12 @@ def train_and_evaluate(
         state = TrainState(config, train_source.channels)
     metadata = run_metadata(config, train_source)
     checkpoints = Checkpoints(
-        folder.checkpoints, state, metadata, config.keep_checkpoints, folder.is_chief
+        folder.checkpoints,
+        state,
+        metadata,
+        config.keep_checkpoints,
+        folder.is_chief,
+        checkpoint_device(strategy),
     )
     agree = make_agreement(strategy)
     _check_agreement(agree, 0, len(train_source), len(eval_source))  # before one refuses them alone
@@ -390,7 +400,7 @@ def _describe(config: Config, strategy, state: TrainState, num_train: int, num_e
     parameters = sum(math.prod(v.shape) for v in state.model.variables if v.trainable)
     frozen = f", {trained:,} of them trained" if trained != parameters else ""
     several = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
-    kind = "MultiWorkerMirroredStrategy" if several else type(strategy).__name__.removesuffix("V1")
+    kind = "MultiWorkerMirroredStrategy" if several else type(strategy).__name__.rstrip("V12")
     return (
         f"{config.model.name} ({parameters:,} parameters{frozen}, {config.precision}) on "
         f"{config.data.name} ({num_train:,} to train, {num_eval:,} to evaluate), "

@@ -11,9 +11,7 @@ JOB = CONTAINER = "worker"
 INDEX = "batch.kubernetes.io/job-completion-index"
 RANK_ENV = "LAUNCH_RANK"
 CLAIM_AT, _BUCKETS_AT = "/runs", "/gcs"
-# Of launch/Dockerfile: who starts there, and where it installs the TPU's driver.
-USER = 1000
-LIBTPU = "/usr/local/lib/python3.11/site-packages/libtpu/libtpu.so"
+USER = 1000  # of launch/Dockerfile
 GRACE_S = 120  # to save after SIGTERM
 _MEETING_S = 600  # nodes are started and images pulled meanwhile, of each worker at its own pace
 
@@ -157,6 +155,8 @@ def _command(spec: JobSpec) -> list[str]:
 
 def _args(spec: JobSpec) -> list[str]:
     args = list(spec.trainer_args(workdir(spec)))
+    if spec.options.tpu_type:
+        args.insert(2, "--tpu=local")  # before the user's own flags, of which the last one counts
     flag = "--cluster_timeout_s"
     if spec.is_group and not any(arg.startswith((flag, flag[1:])) for arg in args):
         args.append(f"{flag}={_MEETING_S}")
@@ -166,13 +166,6 @@ def _args(spec: JobSpec) -> list[str]:
 def _env(spec: JobSpec) -> list[dict[str, Any]]:
     """Kubernetes puts a variable into those after it, where they say $(NAME)."""
     values = {"PYTHONUNBUFFERED": "1"}
-    if spec.options.tpu_type:
-        values |= {
-            "TPU_NAME": "local",
-            "PJRT_DEVICE": "TPU",
-            "NEXT_PLUGGABLE_DEVICE_USE_C_API": "true",
-            "TF_PLUGGABLE_DEVICE_LIBRARY_PATH": LIBTPU,
-        }
     values |= dict(spec.env)
     env: list[dict[str, Any]] = [
         {"name": name, "value": _unexpanded(value)} for name, value in values.items()
