@@ -1,19 +1,25 @@
-# make train | test | test-slow | check | parity | preflight-env | bench | tensorboard | clean.
-# `make train ARGS="--set seed=1"`.
+# make train | test | test-slow | test-tf220 | check | parity | preflight-env | bench | tensorboard
+# | clean. `make train ARGS="--set seed=1"`.
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
+# Two test files at a time, in the order of their names.
+TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: train test test-slow check format parity preflight-env bench tensorboard clean
+.PHONY: train test test-slow test-tf220 check format parity preflight-env bench tensorboard clean
 
 train: .venv/installed
 	$(BIN)/python -m trainer.main --strategy=mirrored $(ARGS)
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest $(TWO) -m "not slow" $(ARGS)
 
 test-slow: .venv/installed-dev
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest $(TWO) -m slow $(ARGS)
+
+# On the TensorFlow that TPUs have, 2.20: tensorflow-tpu itself, which needs no TPU for this.
+test-tf220: .venv-tf220/installed
+	.venv-tf220/bin/python -m pytest $(TWO) -m "not slow" $(ARGS)
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .
@@ -62,5 +68,12 @@ tensorboard: .venv/installed
 	.venv-parity/bin/python -m pip install --quiet -r tests/parity/requirements.txt
 	touch $@
 
+.venv-tf220/installed: requirements-tpu.txt tests/requirements-tf220.txt
+	$(PYTHON) -m venv --clear .venv-tf220
+	.venv-tf220/bin/python -m pip install --quiet --upgrade pip
+	.venv-tf220/bin/python -m pip install --quiet --no-deps -r requirements-tpu.txt \
+	  -r tests/requirements-tf220.txt
+	touch $@
+
 clean:
-	rm -rf .venv .venv-parity .venv-preflight runs
+	rm -rf .venv .venv-parity .venv-preflight .venv-tf220 runs

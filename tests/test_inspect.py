@@ -140,7 +140,7 @@ def test_what_is_frozen_keeps_no_activations_and_takes_no_gradients():
     assert kept["stage1_block1"] > 0
     assert sum(kept_frozen[name] for name in kept if name.startswith(("stem", "stage1"))) == 0
     assert kept_frozen["stage4_block2"] == kept["stage4_block2"]
-    assert frozen.at(64) < 0.7 * free.at(64)
+    assert frozen.at(256) < 0.6 * free.at(256)
 
 
 def test_the_largest_batch_fits_at_every_point_of_the_way():

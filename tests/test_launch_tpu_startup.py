@@ -30,7 +30,7 @@ STUBS = {
     "python3.11": 'mkdir -p "$3/bin"; cp "$STUBS/venv-python" "$3/bin/python"',
     "venv-python": """
 case $1$2 in
-  -mpip) exit "${PIP_CODE-0}" ;;
+  -mpip) echo "$*" >"$ROOT/pip"; exit "${PIP_CODE-0}" ;;
 esac
 printf '%s\\0' "$@" >"$ROOT/argv"
 printf '%s\\0' "$PWD" >>"$ROOT/argv"
@@ -146,6 +146,7 @@ def test_the_vm_trains(cloud, vm):
     assert (failed(cloud), vm.starts) == ("", 1)
     assert "hello from the trainer" in log(cloud)
     assert set(cloud.tokens) == {f"Bearer {TOKEN}"}
+    assert " --no-deps " in (vm.root / "pip").read_text()  # or plain TensorFlow comes over it
 
 
 def test_a_second_boot_after_the_end_does_nothing(cloud, vm):

@@ -102,8 +102,8 @@ def test_it_is_the_train_loops_own_step(small_config, digits, monkeypatch):
     monkeypatch.setattr(strategy, "run", lambda fn, **kw: (ran.append(fn), run(fn, **kw))[1])
     Run(small_config, digits, strategy).train(1)
 
-    def make_replica_step(*args):
-        compiled.append(original(*args))
+    def make_replica_step(*args, **kwargs):
+        compiled.append(original(*args, **kwargs))
         return compiled[-1]
 
     original = program.make_replica_step

@@ -18,6 +18,8 @@ from trainer import config as config_lib
 from trainer import inspect, main
 from trainer.anatomy import anatomy
 from trainer.models import MODELS
+from trainer.preflight import __main__ as preflight
+from trainer.preflight.slices import parse_slice
 from trainer.weights import torch_tensors
 
 _ROOT = Path(__file__).parent.parent
@@ -37,7 +39,7 @@ def _words(command: str) -> list[str]:
     return words[: words.index("&")] if "&" in words else words
 
 
-VERBS = {"main": main, "inspect": inspect}
+VERBS = {"main": main, "inspect": inspect, "preflight": preflight}
 
 
 @pytest.mark.parametrize("command", [c for c in _commands() if re.search(r"-m trainer\.\w", c)])
@@ -53,7 +55,7 @@ def test_every_command_parses(command):
         return
     assert module.removeprefix("trainer.") in VERBS
     values = flags.FlagValues()
-    for name in (module, "trainer.shared_flags"):
+    for name in (VERBS[module.removeprefix("trainer.")].__name__, "trainer.shared_flags"):
         for flag in flags.FLAGS.flags_by_module_dict()[name]:
             values[flag.name] = flags.FLAGS[flag.name]
     saved = {name: values[name].value for name in values}
@@ -63,6 +65,9 @@ def test_every_command_parses(command):
             assert values["strategy"].value in main.STRATEGIES
             path = _ROOT / values["config"].value
             config_lib.override(config_lib.load(str(path)), values["set"].value)
+        if module == "trainer.preflight":
+            parse_slice(values["tpu"].value)
+            config_lib.override(config_lib.load(values["config"].value), values["set"].value)
         if module == "trainer.inspect":
             config_lib.override(config_lib.Config(), values["set"].value)
             for name in values["diff"].value or [values["model"].value]:

@@ -233,11 +233,15 @@ def test_the_average_follows_its_closed_form(config, digits):
 
 
 @pytest.mark.parametrize(
-    ("num_replicas", "sync_bn", "expected"),
-    [(1, True, "step"), (2, False, "forward_backward")],
+    ("num_replicas", "sync_bn", "accumulation_steps", "expected"),
+    [(1, True, 1, "step"), (1, True, 2, "step"), (2, False, 1, "forward_backward")],
 )
-def test_xla_on_cpu_computes_the_same(config, digits, num_replicas, sync_bn, expected):
-    config = dataclasses.replace(config, sync_bn=sync_bn, xla="on")
+def test_xla_on_cpu_computes_the_same(
+    config, digits, num_replicas, sync_bn, accumulation_steps, expected
+):
+    config = dataclasses.replace(
+        config, sync_bn=sync_bn, xla="on", accumulation_steps=accumulation_steps
+    )
     compiled = choose_compilation(config, strategy_of(num_replicas)).compiled
     assert compiled == expected
     plain, run = (

@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 import tensorflow as tf
 import tf_keras
+from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 
 from trainer.config import Config
 from trainer.losses import softmax_cross_entropy
@@ -29,7 +30,7 @@ from trainer.state import TrainState
 # section 3.2, with the interval that NVIDIA's and TensorFlow's implementations use).
 LOSS_SCALE_GROWTH_STEPS = 2000
 
-Compiled = Literal["nothing", "forward_backward", "step"]
+Compiled = Literal["nothing", "forward_backward", "step", "tpu"]
 
 
 class TrainMetrics(NamedTuple):
@@ -80,7 +81,8 @@ def make_replica_step(
 
     Args:
         compiled: how much of it XLA compiles here: nothing; forward and backward of a micro-batch,
-            with the reduction outside; or the whole step. See strategy.py.
+            with the reduction outside; or the whole step; on a `tpu`, TPUStrategy does so. See
+            strategy.py.
     """
     global_batch_size = config.data.global_batch_size
     weights = state.model.trainable_variables
@@ -114,11 +116,14 @@ def make_replica_step(
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         micro_batch_size = global_batch_size // num_replicas // config.accumulation_steps
         parts = (tf.split(batch, config.accumulation_steps) for batch in (images, labels))
-        for index, part in enumerate(zip(*parts, strict=True)):
+        for index, micro_batch in enumerate(zip(*parts, strict=True)):
             number = replica * config.accumulation_steps + index  # of all micro-batches
             first = tf.cast(number * micro_batch_size, tf.int32)
-            # One after the other: else the executor would start all of them, and hold the
-            # activations of all at once.
+            # One after the other: else all of them would start, and hold the activations of all at
+            # once. XLA knows no control dependencies, and TensorFlow's executor no barriers.
+            part = micro_batch
+            if totals is not None and compiled in ("step", "tpu"):
+                part, totals = _barrier((micro_batch, totals))
             with tf.control_dependencies([] if totals is None else tf.nest.flatten(totals)):
                 values = forward_backward(step, first, *part)
             totals = values if totals is None else tf.nest.map_structure(tf.add, totals, values)
@@ -211,6 +216,12 @@ def make_train_loop(
         return TrainMetrics(*tf.unstack(rows.stack(), num_metrics, axis=1))
 
     return train_loop
+
+
+def _barrier(values):
+    """The same structure of tensors: XLA computes nothing from one of them before it has all."""
+    flat = gen_xla_ops.xla_optimization_barrier(tf.nest.flatten(values))
+    return tf.nest.pack_sequence_as(values, flat)
 
 
 def _last_bad(values: tf.Tensor) -> tf.Tensor:

@@ -214,7 +214,7 @@ def choose_compilation(config: Config, strategy: tf.distribute.Strategy) -> Comp
     """
     if isinstance(strategy, tf.distribute.TPUStrategy):
         check_tpu(config)
-        return Compilation("nothing", "XLA on: TPUStrategy compiles every step itself")
+        return Compilation("tpu", "XLA on: TPUStrategy compiles every step itself")
     gpus = all("GPU" in device for device in strategy.extended.worker_devices)
     if config.xla == "off":
         return Compilation("nothing", "XLA off, as set")

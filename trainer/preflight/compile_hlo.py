@@ -33,7 +33,8 @@ from jax._src.lib import _jax
 from jax._src.lib.mlir import ir
 from jax.experimental import topologies
 
-# The compiler's own default takes four times as long for a ResNet-50, for the same memory but 1 %.
+# The compiler's own default takes several times as long: of a ResNet-50 on v5e:2x4, the peaks are
+# 0.3 % apart.
 OPTIMIZATION_LEVEL = 1
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4}
 _BYTES |= {"f64": 8, "s64": 8, "u64": 8}

@@ -62,7 +62,7 @@ def train_step_program(config: Config, num_replicas: int) -> bytes:
     schedule = make_schedule(
         config, _STEPS_PER_EPOCH, max(1, round(config.num_epochs * _STEPS_PER_EPOCH))
     )
-    replica_step = make_replica_step(config, num_replicas, state, schedule)
+    replica_step = make_replica_step(config, num_replicas, state, schedule, compiled="tpu")
 
     def step_of_replica(replica, step, images, labels):
         # A tensor, as in TPUStrategy: all replicas run the same program.
