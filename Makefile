@@ -1,11 +1,12 @@
-# make train | test | test-slow | test-tf220 | check | parity | bench | tensorboard | clean. `make train ARGS="--set seed=1"`.
+# make train | test | test-slow | test-tf220 | check | parity | preflight-env | bench | tensorboard
+# | clean. `make train ARGS="--set seed=1"`.
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 # Two test files at a time, in the order of their names.
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: train test test-slow test-tf220 check format parity bench tensorboard clean
+.PHONY: train test test-slow test-tf220 check format parity preflight-env bench tensorboard clean
 
 train: .venv/installed
 	$(BIN)/python -m trainer.main --strategy=mirrored $(ARGS)
@@ -38,6 +39,9 @@ parity: .venv/installed-dev .venv-parity/installed
 	rm -rf .venv-parity/exports
 	$(BIN)/python -m pytest tests/test_parity.py tests/test_published.py
 
+# The compiler for TPUs that trainer.preflight calls.
+preflight-env: .venv-preflight/installed
+
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.step $(ARGS)
 
@@ -54,6 +58,11 @@ tensorboard: .venv/installed
 	$(BIN)/python -m pip install -r requirements-dev.txt
 	touch $@
 
+.venv-preflight/installed: requirements-preflight.txt
+	$(PYTHON) -m venv --clear .venv-preflight
+	.venv-preflight/bin/python -m pip install --quiet -r requirements-preflight.txt
+	touch $@
+
 .venv-parity/installed: tests/parity/requirements.txt
 	$(PYTHON) -m venv --clear .venv-parity
 	.venv-parity/bin/python -m pip install --quiet -r tests/parity/requirements.txt
@@ -67,4 +76,4 @@ tensorboard: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-parity .venv-tf220 runs
+	rm -rf .venv .venv-parity .venv-preflight .venv-tf220 runs

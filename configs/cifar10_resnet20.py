@@ -2,6 +2,8 @@
 
 Not run here, for want of the data: this repository's tests load and validate it. Prepare the data
 once, where there is a network: tfds build cifar10 --file_format=array_record
+
+TPU slice: v5e:1x1.
 """
 
 from trainer.config import Config, DataConfig, ModelConfig, OptimizerConfig

@@ -1,4 +1,7 @@
-"""ResNet-20 on scikit-learn's digits."""
+"""ResNet-20 on scikit-learn's digits.
+
+TPU slice: v5e:1x1.
+"""
 
 from trainer.config import Config, DataConfig, ModelConfig, OptimizerConfig
 

@@ -6,6 +6,8 @@
 `photos/train/CLASS/*` and `photos/val/CLASS/*`; the weights are timm's, torchvision's or a run's.
 For one accelerator with 16 GiB, by `trainer.inspect`'s estimate. Not run here, for want of such
 weights: the tests load and validate it, and fine-tune smaller models.
+
+TPU slice: v5e:1x1.
 """
 
 from trainer.config import Config, DataConfig, ModelConfig, OptimizerConfig

@@ -3,6 +3,8 @@
 Meant for 8 accelerators of 128 images each. Not run here, for want of the data: this repository's
 tests load and validate it. Prepare the data once (ImageNet must be fetched by hand, TFDS says how):
 tfds build imagenet2012 --file_format=array_record
+
+TPU slice: v5e:2x4.
 """
 
 from trainer.config import Config, DataConfig, ModelConfig, OptimizerConfig

@@ -2,6 +2,8 @@
 
 Meant for 32 accelerators of 128 images each. Not run here, for want of the data: this repository's
 tests load and validate it. Where the paper is silent, the values are those of imagenet_resnet50.py.
+
+TPU slice: v5e:4x8.
 """
 
 from trainer.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimizerConfig

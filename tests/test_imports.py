@@ -38,6 +38,7 @@ ALLOWED = {
     "divergence": "errors config data state steps checkpoint",
     "train": "errors stopwatch config run_folder losses optim models data state steps checkpoint "
     "summaries bad_examples strategy divergence weights",
+    "preflight": "errors config shared_flags cli optim state steps strategy",
     "main": "errors stopwatch config shared_flags cli cluster run_folder strategy train",
     "prepare": "errors config shared_flags cli run_folder data",
     "export": "errors shared_flags cli tensor_file models weights",

@@ -14,13 +14,12 @@ from trainer import cluster as cluster_lib
 from trainer import config as config_lib
 from trainer.errors import EXIT_DONE, UserError
 from trainer.run_folder import RunFolder, default_path
-from trainer.shared_flags import CONFIG, SET
+from trainer.shared_flags import CONFIG, SET, TPU
 from trainer.stopwatch import Stopwatch
 
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
 
 _STRATEGY = flags.DEFINE_string("strategy", "auto", f"Where it runs: {', '.join(STRATEGIES)}.")
-_TPU = flags.DEFINE_string("tpu", "", "The TPU's name or address, or local.")
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Logs and checkpoints [runs/<config>-<hash of what is computed>]."
 )
@@ -41,6 +40,7 @@ _CLUSTER_TIMEOUT_S = flags.DEFINE_float(
 
 flags.declare_key_flag("config")
 flags.declare_key_flag("set")
+flags.declare_key_flag("tpu")
 
 
 def train() -> int:
@@ -74,7 +74,7 @@ def train() -> int:
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     with lost_workers_named(in_group=cluster is not None):
-        strategy = create_strategy(_STRATEGY.value, _TPU.value, _VIRTUAL_DEVICES.value)
+        strategy = create_strategy(_STRATEGY.value, TPU.value, _VIRTUAL_DEVICES.value)
         stopwatch.lap("devices")
         summary = train_and_evaluate(config, strategy, folder, _DATA_DIR.value, stopwatch)
     # There is none where all steps were done before, or in one loop with the tracing.
@@ -102,7 +102,7 @@ def _check_strategy() -> None:
             "--strategy=multi_worker: TF_CONFIG is not set, and names the workers: set it for "
             "each process, as BUILD.md shows, or use --strategy=mirrored"
         )
-    if name == "tpu" and not (_TPU.value or os.environ.get("TPU_NAME")):
+    if name == "tpu" and not (TPU.value or os.environ.get("TPU_NAME")):
         raise UserError(
             "--strategy=tpu: no TPU is named: give --tpu=NAME, or --tpu=local on a TPU VM, or use "
             "--strategy=auto"

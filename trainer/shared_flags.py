@@ -12,3 +12,6 @@ SET = flags.DEFINE_multi_string(
     "set", [], "FIELD=VALUE overrides a field of the config, as optimizer.learning_rate=0.8."
 )
 OUT = flags.DEFINE_string("out", "", "The file or folder to write.")
+TPU = flags.DEFINE_string(
+    "tpu", "", "The TPU's name or address, or local; of trainer.preflight a slice, as v5e:2x4."
+)

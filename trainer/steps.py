@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 import tensorflow as tf
 import tf_keras
+from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 
 from trainer.config import Config
 from trainer.losses import softmax_cross_entropy
@@ -29,7 +30,7 @@ from trainer.state import TrainState
 # section 3.2, with the interval that NVIDIA's and TensorFlow's implementations use).
 LOSS_SCALE_GROWTH_STEPS = 2000
 
-Compiled = Literal["nothing", "forward_backward", "step"]
+Compiled = Literal["nothing", "forward_backward", "step", "tpu"]
 
 
 class TrainMetrics(NamedTuple):
@@ -42,6 +43,9 @@ class TrainMetrics(NamedTuple):
     loss_scale: tf.Tensor  # 1 where there is none
     applied: tf.Tensor  # 1, or 0 for a step skipped because its gradient is not finite
     bad_variable: tf.Tensor  # the last trainable variable whose gradient is not finite, or -1
+
+
+ReplicaStep = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], TrainMetrics]
 
 
 class EvalTotals(NamedTuple):
@@ -63,25 +67,23 @@ def normalize(images: tf.Tensor, config: Config) -> tf.Tensor:
     return (tf.cast(images, tf.float32) - mean) / std
 
 
-def make_train_loop(
+def make_replica_step(
     config: Config,
-    strategy: tf.distribute.Strategy,
+    num_replicas: int,
     state: TrainState,
     schedule: Schedule,
     compiled: Compiled = "nothing",
-) -> Callable[[Iterator, tf.Tensor], TrainMetrics]:
-    """The compiled loop `train_loop(iterator, num_steps)`.
+) -> ReplicaStep:
+    """`replica_step(step, images, labels)`: a train step as each replica does it, called in its
+    replica context, with its share of the batch (see `make_train_loop`).
 
-    `iterator` yields, for each replica, its share of the global batch: `(images, labels)`,
-    uint8 `[per_replica_batch_size, height, width, channels]` and int32 `[per_replica_batch_size]`,
-    or float32 `[per_replica_batch_size, classes]` of images that are mixed.
-    `num_steps` is a tensor: one trace serves all lengths.
+    `step`, an int64 scalar, counts from 0; the metrics are scalars, the same on all replicas.
 
     Args:
-        compiled: how much of the replica step XLA compiles: nothing; forward and backward of a
-            micro-batch, with the reduction outside; or the whole step. See strategy.py.
+        compiled: how much of it XLA compiles here: nothing; forward and backward of a micro-batch,
+            with the reduction outside; or the whole step; on a `tpu`, TPUStrategy does so. See
+            strategy.py.
     """
-    num_replicas = strategy.num_replicas_in_sync
     global_batch_size = config.data.global_batch_size
     weights = state.model.trainable_variables
     statistics = moving_statistics(state.model)
@@ -117,8 +119,10 @@ def make_train_loop(
         for index, part in enumerate(zip(*parts, strict=True)):
             number = replica * config.accumulation_steps + index  # of all micro-batches
             first = tf.cast(number * micro_batch_size, tf.int32)
-            # One after the other: else the executor would start all of them, and hold the
-            # activations of all at once.
+            # One after the other: else all of them would start, and hold the activations of all at
+            # once. XLA knows no control dependencies, and TensorFlow's executor no barriers.
+            if totals is not None and compiled in ("step", "tpu"):
+                part, totals = _barrier((part, totals))
             with tf.control_dependencies([] if totals is None else tf.nest.flatten(totals)):
                 values = forward_backward(step, first, *part)
             totals = values if totals is None else tf.nest.map_structure(tf.add, totals, values)
@@ -169,6 +173,26 @@ def make_train_loop(
     elif compiled == "step":
         replica_step = tf.function(replica_step, jit_compile=True)
 
+    return replica_step
+
+
+def make_train_loop(
+    config: Config,
+    strategy: tf.distribute.Strategy,
+    state: TrainState,
+    schedule: Schedule,
+    compiled: Compiled = "nothing",
+) -> Callable[[Iterator, tf.Tensor], TrainMetrics]:
+    """The compiled loop `train_loop(iterator, num_steps)`.
+
+    `iterator` yields, for each replica, its share of the global batch: `(images, labels)`,
+    uint8 `[per_replica_batch_size, height, width, channels]` and int32 `[per_replica_batch_size]`,
+    or float32 `[per_replica_batch_size, classes]` of images that are mixed.
+    `num_steps` is a tensor: one trace serves all lengths.
+    """
+    num_replicas = strategy.num_replicas_in_sync
+    replica_step = make_replica_step(config, num_replicas, state, schedule, compiled)
+
     @tf.function
     def train_loop(iterator, num_steps):
         num_metrics = len(TrainMetrics._fields)
@@ -185,6 +209,12 @@ def make_train_loop(
         return TrainMetrics(*tf.unstack(rows.stack(), num_metrics, axis=1))
 
     return train_loop
+
+
+def _barrier(values):
+    """The same structure of tensors: XLA computes nothing from one of them before it has all."""
+    flat = gen_xla_ops.xla_optimization_barrier(tf.nest.flatten(values))
+    return tf.nest.pack_sequence_as(values, flat)
 
 
 def _last_bad(values: tf.Tensor) -> tf.Tensor:

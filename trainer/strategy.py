@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.metadata
+import math
 import os
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -107,6 +108,27 @@ def lost_workers_named(in_group: bool) -> Iterator[None]:
         ) from None
 
 
+def check_batch_size(config: Config, num_replicas: int) -> None:
+    """The batch must be whole images, and pairs where it is mixed, for each replica and part.
+
+    Raises:
+        UserError: where it is not.
+    """
+    size, accumulation = config.data.global_batch_size, config.accumulation_steps
+    parts = num_replicas * accumulation
+    if size % parts == 0 and not (config.augment.mixes and size // num_replicas % 2):
+        return
+    pairs = ""
+    if config.augment.mixes:
+        pairs = ", with an even number of images for each replica for mixup and CutMix to pair"
+        parts = math.lcm(parts, 2 * num_replicas)
+    raise UserError(
+        f"data.global_batch_size ({size}) must be divisible by the number of replicas "
+        f"({num_replicas}) times accumulation_steps ({accumulation}){pairs}: the nearest is "
+        f"--set data.global_batch_size={max(1, round(size / parts)) * parts}"
+    )
+
+
 def check_placement(strategy: tf.distribute.Strategy, config: Config, in_graph: bool) -> None:
     """The input of a TPU slice runs on its remote hosts, which run TensorFlow but no Python.
 
@@ -128,6 +150,17 @@ def check_placement(strategy: tf.distribute.Strategy, config: Config, in_graph: 
         )
 
 
+def check_tpu(config: Config) -> None:
+    """Raises UserError for settings that no TPU runs."""
+    if config.xla == "off":
+        raise UserError("xla is 'off', but a TPU runs nothing else: --set xla=auto")
+    if config.precision == "mixed_float16":
+        raise UserError(
+            "precision is 'mixed_float16', which TPUs do not compute in: --set "
+            "precision=mixed_bfloat16"
+        )
+
+
 class Compilation(NamedTuple):
     """How much of the replica step XLA compiles, and the sentence for the log."""
 
@@ -142,9 +175,8 @@ def choose_compilation(config: Config, strategy: tf.distribute.Strategy) -> Comp
         UserError: where `on` cannot hold together with another field.
     """
     if isinstance(strategy, tf.distribute.TPUStrategy):
-        if config.xla == "off":
-            raise UserError("xla is 'off', but a TPU runs nothing else: --set xla=auto")
-        return Compilation("nothing", "XLA on: TPUStrategy compiles every step itself")
+        check_tpu(config)
+        return Compilation("tpu", "XLA on: TPUStrategy compiles every step itself")
     gpus = all("GPU" in device for device in strategy.extended.worker_devices)
     if config.xla == "off":
         return Compilation("nothing", "XLA off, as set")

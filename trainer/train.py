@@ -32,7 +32,7 @@ from trainer.run_folder import RunFolder
 from trainer.state import TrainState
 from trainer.steps import TrainMetrics, make_agreement, make_eval_loop, make_train_loop
 from trainer.stopwatch import Stopwatch
-from trainer.strategy import check_placement, choose_compilation
+from trainer.strategy import check_batch_size, check_placement, choose_compilation
 from trainer.summaries import RunLog, read_records
 from trainer.weights import load_weights
 
@@ -83,7 +83,7 @@ def train_and_evaluate(
 
     # 2. Data, before the model: they answer sooner when something is wrong with them.
     num_replicas = strategy.num_replicas_in_sync
-    _check_batch_size(config, num_replicas)
+    check_batch_size(config, num_replicas)
     compilation = choose_compilation(config, strategy)
     train_source = open_source(config, config.data.train_split, data_dir)
     eval_source = open_source(config, config.data.eval_split, data_dir)
@@ -299,22 +299,6 @@ class _Pace:
     @property
     def steps_per_second(self) -> float:
         return self._steps / self._timed_seconds if self._steps else math.nan
-
-
-def _check_batch_size(config: Config, num_replicas: int) -> None:
-    size, accumulation = config.data.global_batch_size, config.accumulation_steps
-    parts = num_replicas * accumulation
-    if size % parts == 0 and not (config.augment.mixes and size // num_replicas % 2):
-        return
-    pairs = ""
-    if config.augment.mixes:
-        pairs = ", with an even number of images for each replica for mixup and CutMix to pair"
-        parts = math.lcm(parts, 2 * num_replicas)
-    raise UserError(
-        f"data.global_batch_size ({size}) must be divisible by the number of replicas "
-        f"({num_replicas}) times accumulation_steps ({accumulation}){pairs}: the nearest is "
-        f"--set data.global_batch_size={max(1, round(size / parts)) * parts}"
-    )
 
 
 def _check_agreement(agree, *numbers: int) -> None:

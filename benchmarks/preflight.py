@@ -1,0 +1,137 @@
+"""What the recipes take on the TPU slices that their headers name, and each family on v5e:2x2.
+
+    python -m benchmarks.preflight --out benchmarks/preflight-DATE.md
+
+By trainer.preflight: compiled for the chip, run on none. What was compiled once is kept: with
+--fresh all of it is compiled anew, for the seconds.
+"""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+
+from benchmarks.machine import ROOT, hardware, markdown_table, say
+from trainer.preflight.report import NOT_SHOWN
+
+FAMILY_SLICE = "v5e:2x2"
+IMAGENET = "configs/imagenet_resnet50.py"
+CIFAR = "configs/cifar10_resnet20.py"
+# One of each, 128 images a chip: at 224 pixels of ImageNet, and what is made for 32 of CIFAR.
+FAMILIES = {
+    **dict.fromkeys(
+        ("resnet50", "resnet50_v1", "resnet50d", "seresnet50", "resnetrs50", "resnext50_32x4d"),
+        IMAGENET,
+    ),
+    **dict.fromkeys(("wide_resnet50_2", "resnet152", "vgg16_bn"), IMAGENET),
+    **dict.fromkeys(("mobilenetv2_100", "mobilenetv3_large_100"), IMAGENET),
+    **dict.fromkeys(("resnet20", "wrn28_10"), CIFAR),
+}
+
+_ONLY = flags.DEFINE_list("only", [], "Of the rows, those with these words in their names.")
+_FRESH = flags.DEFINE_bool("fresh", False, "Compile what is kept from earlier as well.")
+_OUT = flags.DEFINE_string("out", None, "The Markdown file to write, beside printing it.")
+
+
+def slice_of(path: Path) -> str:
+    """The TPU slice that a recipe's header names."""
+    found = re.search(r"TPU slice: (\S+?)\.?\n", path.read_text(encoding="utf-8"))
+    if not found:
+        raise SystemExit(f"{path}: its header must say: TPU slice: v5e:2x4.")
+    return found[1]
+
+
+def cases() -> dict[str, list[str]]:
+    """The rows' names and preflight's flags."""
+    found = {}
+    for path in sorted((ROOT / "configs").glob("*.py")):
+        found[f"{path.stem}.py"] = [f"--config=configs/{path.name}", f"--tpu={slice_of(path)}"]
+    for name, config in FAMILIES.items():
+        settings = ["--set", f"model.name={name}", "--set", "precision=mixed_bfloat16"]
+        found[name] = [
+            *(f"--config={config}", f"--tpu={FAMILY_SLICE}", "--global_batch_size=512"),
+            *settings,
+        ]
+    return found
+
+
+def measure(arguments: Sequence[str], env: dict[str, str]) -> dict[str, Any]:
+    command = [sys.executable, "-m", "trainer.preflight", "--json", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    if not done.stdout:
+        raise SystemExit(f"{shlex.join(command)}: {done.stderr.strip().splitlines()[-1]}")
+    return json.loads(done.stdout)
+
+
+def row(name: str, found: dict[str, Any]) -> list[str]:
+    accumulation = found["fits_with_accumulation_steps"] if not found["fits"] else None
+    compiled = found if found["fits"] else found["with_accumulation"]
+    where = [name, found["slice"], f"{found['per_replica_batch_size']:,}"]
+    if compiled is None:
+        needed = f"{found['needed_bytes'] / 2**30:.2f}: does not fit"
+        return [*where, needed, "", "", "", "", f"{found['compile_seconds']:.0f}"]
+    note = f", with accumulation_steps={accumulation}" if accumulation else ""
+    return [
+        *where,
+        f"{compiled['peak_bytes'] / 2**30:.2f} of {found['hbm_bytes'] / 2**30:.2f}{note}",
+        f"{compiled['flops']:.3g}",
+        f"{compiled['all_reduces']}, {compiled['all_reduce_bytes'] / 1e6:,.1f} MB",
+        f"{compiled['flops'] / peak_flops(found) * 1e3:.3g}",
+        f"{compiled['recomputed']}",
+        f"{compiled['compile_seconds']:.0f}",
+    ]
+
+
+def peak_flops(found: dict[str, Any]) -> float:
+    from trainer.preflight.slices import parse_slice
+
+    return parse_slice(found["slice"]).core.peak_flops
+
+
+def main(argv: Sequence[str]) -> None:
+    if argv[1:]:
+        raise app.UsageError(f"{argv[1]}: arguments must be flags")
+    chosen = {
+        name: arguments
+        for name, arguments in cases().items()
+        if not _ONLY.value or any(word in name for word in _ONLY.value)
+    }
+    rows, versions = [], {}
+    with tempfile.TemporaryDirectory() as empty:
+        env = {**os.environ, **({"XDG_CACHE_HOME": empty} if _FRESH.value else {})}
+        for name, arguments in chosen.items():
+            found = measure(arguments, env)
+            versions = found["versions"]
+            rows.append(row(name, found))
+            say(" | ".join(rows[-1]))
+    head = ["what", "slice", "images a core", "peak HBM, GiB", "FLOPs a step and core"]
+    head += ["all-reduces", "step at least, ms", "recomputed operations", "compiling, s"]
+    document = [
+        "# What train steps take on TPUs, as compiled, not as run",
+        f"`python -m benchmarks.preflight {shlex.join(sys.argv[1:])}`, "
+        f"{time.strftime('%Y-%m-%d %H:%M')}, on {hardware()}; "
+        + ", ".join(f"{name} {value}" for name, value in versions.items()),
+        "Recipes are compiled on the slice that their headers name; families in mixed_bfloat16 on "
+        f"{FAMILY_SLICE}, 128 images a chip, by the ImageNet recipe at 224 pixels or the CIFAR-10 "
+        'recipe at 32. One compilation each. "Step at least" is the FLOPs at the chip\'s peak: a '
+        "lower bound and no estimate.",
+        NOT_SHOWN,
+        markdown_table(head, rows),
+    ]
+    text = "\n\n".join(document)
+    if _OUT.value:
+        Path(_OUT.value).write_text(f"{text}\n", encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,90 @@
+"""`python -m trainer.preflight`: does the train step compile for a TPU slice, and fit? Without one.
+
+python -m trainer.preflight --config=configs/imagenet_resnet50.py --tpu=v5e:2x4
+"""
+
+import sys
+
+from absl import flags
+
+from trainer import cli
+from trainer import config as config_lib
+from trainer.config import Config
+from trainer.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
+from trainer.preflight import report
+from trainer.preflight.compiler import (
+    Compiled,
+    Deadline,
+    OutOfMemory,
+    Refused,
+    TimeLimitError,
+    check_environment,
+    compile_program,
+)
+from trainer.preflight.search import find_fit, with_batch
+from trainer.preflight.slices import parse_slice
+from trainer.shared_flags import CONFIG, SET, TPU
+
+_GLOBAL_BATCH_SIZE = flags.DEFINE_integer(
+    "global_batch_size", None, "In place of the config's data.global_batch_size.", lower_bound=1
+)
+_JSON = flags.DEFINE_bool("json", False, "Print JSON, for programs.")
+_TIME_LIMIT_S = flags.DEFINE_float(
+    "time_limit_s", 3600.0, "For all compiling together, in seconds.", lower_bound=1
+)
+for _name in ("config", "set", "tpu"):
+    flags.declare_key_flag(_name)
+
+
+def preflight() -> int:
+    """Compiles what the flags say, prints what came of it and returns the exit code: 0, or 2 where
+    it does not fit."""
+    if not TPU.value:
+        raise UserError("--tpu=: must name a slice, as --tpu=v5e:2x4")
+    target = parse_slice(TPU.value)
+    config = config_lib.override(config_lib.load(CONFIG.value), SET.value)
+    if _GLOBAL_BATCH_SIZE.value is not None:
+        config = with_batch(config, _GLOBAL_BATCH_SIZE.value)
+    check_environment()
+    deadline = Deadline(_TIME_LIMIT_S.value)
+
+    cli.quiet_libraries()
+    from trainer.preflight.program import layer_of_reason, train_step_program
+    from trainer.strategy import check_batch_size, check_tpu
+
+    check_tpu(config)
+    check_batch_size(config, target.num_replicas)
+
+    def compile_(config: Config) -> Compiled | OutOfMemory:
+        _say(config, target.num_replicas, deadline)
+        program = train_step_program(config, target.num_replicas)
+        result = compile_program(program, target.name, deadline)
+        if isinstance(result, Refused):
+            place = layer_of_reason(program, result.reason, result.op_name)
+            raise UserError(f"{place}: the TPU's compiler refuses it: {result.reason[:300]}")
+        return result
+
+    try:
+        result = compile_(config)
+    except TimeLimitError:
+        raise UserError(
+            f"--time_limit_s={_TIME_LIMIT_S.value:g}: over before the program was compiled; give "
+            f"it more"
+        ) from None
+    fits = isinstance(result, Compiled)
+    fit = None if fits else find_fit(config, target.num_replicas, compile_)
+    render = report.as_json if _JSON.value else report.as_text
+    print(render(config, target, result, fit))
+    return EXIT_DONE if fits else EXIT_USER_ERROR
+
+
+def _say(config: Config, num_replicas: int, deadline: Deadline) -> None:
+    """What takes minutes, beside what is printed."""
+    batch = config.data.global_batch_size // num_replicas // config.accumulation_steps
+    parts = f" x {config.accumulation_steps}" if config.accumulation_steps > 1 else ""
+    what = f"{config.model.name} for {batch}{parts} images a core"
+    print(f"compiling {what}; {deadline.left:.0f} s left", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    cli.run(preflight)

@@ -1,0 +1,158 @@
+"""The train step as a TPU slice would run it: steps.py's own, as XLA's HLO."""
+
+import re
+
+import tensorflow as tf
+from tensorflow.compiler.tf2xla.ops import gen_xla_ops
+from tensorflow.compiler.xla.service import hlo_pb2
+
+from trainer.config import Config
+from trainer.errors import UserError
+from trainer.optim import make_schedule
+from trainer.state import TrainState
+from trainer.steps import make_replica_step
+
+# The schedule's length changes constants of the program, not its size.
+_STEPS_PER_EPOCH = 1000.0
+
+
+class _SliceExtended(type(tf.distribute.OneDeviceStrategy("/CPU:0").extended)):
+    """As TPUStrategy's: of so many replicas, which reduce by XLA's own all-reduce."""
+
+    def __init__(self, strategy: tf.distribute.Strategy, num_replicas: int):
+        super().__init__(strategy, "/CPU:0")
+        self._replicas = num_replicas
+
+    @property
+    def _num_replicas_in_sync(self) -> int:
+        return self._replicas
+
+    def _use_merge_call(self) -> bool:
+        return False
+
+    def _replica_ctx_all_reduce(self, reduce_op, value, options=None):
+        del options
+        assert reduce_op == tf.distribute.ReduceOp.SUM, reduce_op
+        group = [list(range(self._replicas))]
+        return tf.nest.map_structure(
+            lambda tensor: gen_xla_ops.xla_all_reduce(tensor, group, "Add", "CrossReplica"), value
+        )
+
+
+class SliceStrategy(tf.distribute.Strategy):
+    """A stand-in for TPUStrategy where there is no TPU: it cannot run a step, only trace one."""
+
+    def __init__(self, num_replicas: int):
+        super().__init__(_SliceExtended(self, num_replicas))
+
+
+def train_step_program(config: Config, num_replicas: int) -> bytes:
+    """A serialized HloModuleProto of one train step of one replica of `num_replicas`, with their
+    all-reduces: parameters are the replica's number, the step, its images and labels, and the
+    variables; results the metrics and the variables, over their parameters' memory.
+
+    Raises:
+        UserError: where an operation has no form that XLA compiles, or a shape is not known
+            before the step runs; it names the layer.
+    """
+    strategy = SliceStrategy(num_replicas)
+    channels = len(config.data.mean)
+    with strategy.scope():
+        state = TrainState(config, channels)
+    schedule = make_schedule(
+        config, _STEPS_PER_EPOCH, max(1, round(config.num_epochs * _STEPS_PER_EPOCH))
+    )
+    replica_step = make_replica_step(config, num_replicas, state, schedule, compiled="tpu")
+
+    def step_of_replica(replica, step, images, labels):
+        # A tensor, as in TPUStrategy: all replicas run the same program.
+        with tf.distribute.ReplicaContext(strategy, replica):
+            return replica_step(step, images, labels)
+
+    batch_size = config.data.global_batch_size // num_replicas
+    size = largest_image_size(config)
+    mixed = [batch_size, config.model.num_classes], tf.float32
+    specs = (
+        tf.TensorSpec([], tf.int32),
+        tf.TensorSpec([], tf.int64),
+        tf.TensorSpec([batch_size, size, size, channels], tf.uint8),
+        tf.TensorSpec(*(mixed if config.augment.mixes else ([batch_size], tf.int32))),
+    )
+    compiled = tf.function(step_of_replica, jit_compile=True)
+    try:
+        # The CPU's lowering is what there is without a TPU, in TensorFlow's package.
+        ir = compiled.experimental_get_compiler_ir(*specs)
+        program = ir(stage="hlo_serialized", platform_name="CPU")
+    except (ValueError, tf.errors.OpError) as error:
+        raise _explained(str(error)) from None
+    _check_shapes(program)
+    return program
+
+
+def largest_image_size(config: Config) -> int:
+    """Of all sizes that the run trains on, the one that takes the most memory."""
+    return max((config.data.image_size, *config.data.train_sizes))
+
+
+def layer_of(name: str) -> str:
+    """`resnet50/stage1_block1`, of the name of an operation in it; "" outside of all layers."""
+    parts = [part for part in name.split("/")[:-1] if not re.match(r"(gradient_tape|cond)", part)]
+    return "/".join(parts)
+
+
+def layer_of_reason(program: bytes, reason: str, op_name: str) -> str:
+    """The place in the model that the TPU's compiler means: the operation that it names, or else
+    the first of the kind that it names."""
+    if op_name:
+        return _place(op_name)
+    words = set(re.findall(r"[\w-]+", reason.lower()))
+    module = hlo_pb2.HloModuleProto.FromString(program)
+    instructions = [i for computation in module.computations for i in computation.instructions]
+    named = [i for i in instructions if i.opcode in words and layer_of(i.metadata.op_name)]
+    return _place(named[0].metadata.op_name) if named else "the train step"
+
+
+def _explained(message: str) -> UserError:
+    """What TensorFlow says of a graph that XLA cannot compile, in one line."""
+    missing = re.search(r"No registered '(\w+)' OpKernel.*?{{node ([^}]+)}}", message, re.DOTALL)
+    if missing:
+        kind, name = missing.groups()
+        return UserError(
+            f"{kind} in {_place(name)}: has no form that XLA compiles, so a TPU cannot run it; use "
+            f"other operations there, or do it in the input (trainer/data)"
+        )
+    node = re.search(r"{{node ([^}]+)}}", message)
+    place = _place(node[1]) if node else "the train step"
+    dynamic = ("compile-time constant", "dynamic", "not statically known", "unknown shape")
+    if any(words in message for words in dynamic):
+        return UserError(
+            f"{place}: has a shape that depends on values, which a TPU cannot run; make it one "
+            f"that is known before the step ({_first_line(message)})"
+        )
+    return UserError(f"{place}: XLA cannot compile it ({_first_line(message)})")
+
+
+def _check_shapes(program: bytes) -> None:
+    """XLA bounds some shapes that depend on values; what a TPU makes of them is slow, or nothing.
+
+    Raises:
+        UserError: for the first.
+    """
+    module = hlo_pb2.HloModuleProto.FromString(program)
+    for computation in module.computations:
+        for instruction in computation.instructions:
+            if any(instruction.shape.is_dynamic_dimension):
+                name = instruction.metadata.op_name
+                raise UserError(
+                    f"{instruction.metadata.op_type} in {_place(name)}: has a shape that depends "
+                    f"on values, which a TPU cannot run; make it one that is known before the step"
+                )
+
+
+def _place(name: str) -> str:
+    layer = layer_of(name)
+    return f"layer {layer} ({name})" if layer else f"the train step ({name})"
+
+
+def _first_line(message: str) -> str:
+    return message.strip().partition("\n")[0][:300]

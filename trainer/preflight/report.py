@@ -1,0 +1,119 @@
+"""What `trainer.preflight` says of a compiled train step, as a text and as JSON. No TensorFlow."""
+
+import json
+from typing import Any
+
+from trainer.config import Config
+from trainer.preflight.compiler import Compiled, OutOfMemory
+from trainer.preflight.search import Fit
+from trainer.preflight.slices import Slice
+
+# What a pass is worth: said with every one.
+SHOWN = (
+    "Shown: XLA's program of this train step, all-reduces included, compiles for {slice} with the "
+    "compiler of libtpu {libtpu}, in so much memory."
+)
+NOT_SHOWN = (
+    "Not shown: that it runs. No TPU was used; the graph is lowered by the CPU's kernel "
+    "definitions, TPUStrategy's own wrapping, the evaluation and the input are not in it, nor the "
+    "batches that wait in HBM, and a slice of several hosts has a compiler of its own."
+)
+
+
+def as_text(config: Config, target: Slice, result: Compiled | OutOfMemory, fit: Fit | None) -> str:
+    """A few lines; all figures are of one core, which is one replica."""
+    replica_batch = config.data.global_batch_size // target.num_replicas
+    split = f" in {config.accumulation_steps} parts" if config.accumulation_steps > 1 else ""
+    lines = [
+        f"{config.model.name}, {config.precision}, on {target.name}: {target.num_replicas} "
+        f"replica(s) of {replica_batch:,} images{split}, global batch "
+        f"{config.data.global_batch_size:,}"
+    ]
+    if isinstance(result, OutOfMemory):
+        needed = f"at least {_gib(result.needed_bytes)}" if result.needed_bytes else "more than all"
+        lines.append(
+            f"does not fit    needs {needed} of {_gib(target.core.hbm_bytes)} GiB of HBM a core "
+            f"({_time(result)})"
+        )
+        if fit is not None:
+            lines += _fit_lines(config, target, fit)
+        return "\n".join(lines)
+    lines += [f"compiles        {_time(result)}", *_figures(target, result)]
+    shown = SHOWN.format(slice=target.name, libtpu=result.versions["libtpu"])
+    return "\n".join([*lines, shown, NOT_SHOWN])
+
+
+def as_json(config: Config, target: Slice, result: Compiled | OutOfMemory, fit: Fit | None) -> str:
+    """The same; bytes, FLOPs and seconds are of one core and one step."""
+    compiles = isinstance(result, Compiled)
+    values: dict[str, Any] = {
+        "slice": target.name,
+        "num_replicas": target.num_replicas,
+        "model": config.model.name,
+        "precision": config.precision,
+        "global_batch_size": config.data.global_batch_size,
+        "per_replica_batch_size": config.data.global_batch_size // target.num_replicas,
+        "accumulation_steps": config.accumulation_steps,
+        "fits": compiles,
+        "hbm_bytes": target.core.hbm_bytes,
+    }
+    values |= result._asdict()
+    if compiles:
+        values["step_seconds_flop_lower_bound"] = result.flops / target.core.peak_flops
+        shown = SHOWN.format(slice=target.name, libtpu=result.versions["libtpu"])
+        values |= {"shown": shown, "not_shown": NOT_SHOWN}
+    if fit is not None:
+        values["largest_micro_batch_size"] = fit.largest
+        values["smallest_micro_batch_size_that_does_not_fit"] = fit.smallest_failed
+        values["search_complete"] = fit.complete
+        values["fits_with_accumulation_steps"] = fit.accumulation_steps
+        values["with_accumulation"] = fit.compiled._asdict() if fit.compiled else None
+    return json.dumps(values, indent=1)
+
+
+def _figures(target: Slice, result: Compiled) -> list[str]:
+    peak = target.core.peak_flops
+    lines = [
+        f"peak HBM        {_gib(result.peak_bytes)} of {_gib(target.core.hbm_bytes)} GiB a core",
+        f"FLOPs           {result.flops:.3g} a step and core",
+        f"all-reduces     {result.all_reduces}, of {result.all_reduce_bytes / 1e6:,.1f} MB in all",
+        f"step time       at least {result.flops / peak * 1e3:.3g} ms: the FLOPs at the peak of "
+        f"{peak / 1e12:.4g} TFLOP/s, a lower bound and no estimate",
+    ]
+    if result.recomputed:
+        lines.append(
+            f"recomputes      {result.recomputed} operations, to fit: accumulation may be faster"
+        )
+    return lines
+
+
+def _fit_lines(config: Config, target: Slice, fit: Fit) -> list[str]:
+    parts = target.num_replicas * config.accumulation_steps
+    lines = []
+    if fit.largest:
+        lines.append(
+            f"what fits       {fit.largest} images at a time ({fit.smallest_failed} do not): --set "
+            f"data.global_batch_size={fit.largest * parts}"
+        )
+    elif fit.complete:
+        lines.append(f"what fits       not even {fit.smallest_failed} image(s) at a time")
+    if not fit.complete:
+        lines.append("                the time limit was over: --time_limit_s gives it more")
+    if fit.accumulation_steps and fit.compiled:
+        lines += [
+            f"the same batch  with --set accumulation_steps={fit.accumulation_steps}, compiled "
+            f"({_time(fit.compiled)}):",
+            *(f"  {line}" for line in _figures(target, fit.compiled)),
+            SHOWN.format(slice=target.name, libtpu=fit.compiled.versions["libtpu"]),
+            NOT_SHOWN,
+        ]
+    return lines
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f}"
+
+
+def _time(result: Compiled | OutOfMemory) -> str:
+    kept = ", kept from then" if result.cached else ""
+    return f"in {result.compile_seconds:.0f} s{kept}"
