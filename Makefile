@@ -61,7 +61,7 @@ tensorboard: .venv/installed
 .venv-preflight/installed: requirements-preflight.txt
 	$(PYTHON) -m venv --clear .venv-preflight
 	.venv-preflight/bin/python -m pip install --quiet -r requirements-preflight.txt
-	touch $@
+	cp requirements-preflight.txt $@
 
 .venv-parity/installed: tests/parity/requirements.txt
 	$(PYTHON) -m venv --clear .venv-parity

@@ -122,7 +122,7 @@ def skipping() -> Config:
 
 
 @pytest.fixture(scope="module")
-def before(photos, tmp_path_factory) -> list[list[np.ndarray]]:
+def before(photos, tmp_path_factory):
     """The batches of such a folder while all its files are good."""
     folder = write_photos(tmp_path_factory.mktemp("photos"), photos, train=12, val=6)
     return batches(skipping(), open_source(skipping(), "train", str(folder)), 0, 9)

@@ -13,14 +13,16 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 import tf_keras
-from hypothesis import given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from tensorflow.compiler.xla.service import hlo_pb2
 
 from benchmarks.preflight import slice_of
 from tests.conftest import strategy_of, with_data, with_model
+from tests.step_runs import Run
 from trainer import config as config_lib
 from trainer import state as state_lib
+from trainer import steps
 from trainer.config import Config
 from trainer.errors import UserError
 from trainer.models.build import build_model
@@ -31,7 +33,6 @@ from trainer.preflight.compiler import Compiled, Deadline, OutOfMemory, Refused,
 from trainer.preflight.search import Fit, find_fit
 from trainer.preflight.slices import parse_slice
 from trainer.state import TrainState
-from trainer.steps import make_train_loop
 from trainer.strategy import check_tpu
 
 ROOT = Path(__file__).parents[1]
@@ -74,6 +75,8 @@ def test_a_slice_has_a_replica_for_each_core(name, replicas):
         ("v5e:0x2", "layout"),
         ("v5e:2x-2", "layout"),
         ("v5e:2x4\n", "layout"),
+        ("v5e:32x32", "has 1,024 chips; of v5e, there are at most 256"),
+        ("v4-8", "counts cores"),
     ],
 )
 def test_a_wrong_slice_is_named_with_what_to_write(name, words):
@@ -93,26 +96,30 @@ def test_a_recipe_names_a_slice_that_its_batch_can_be_split_over(path):
 
 
 def test_it_is_the_train_loops_own_step(small_config, digits, monkeypatch):
-    """The function that the train loop runs on each replica, and the one that is compiled."""
-    from tests.step_runs import Run
-
-    ran, compiled = [], []
-    strategy = strategy_of(1)
+    """What the loop hands to its strategy, and what preflight traces: the objects that
+    make_replica_step returned, with nothing around them."""
+    made, traced, ran = [], [], []
+    make, strategy = steps.make_replica_step, strategy_of(1)
     run = strategy.run
+
+    def recorded(*args, **kwargs):
+        made.append(make(*args, **kwargs))
+        return made[-1]
+
+    def watched(*args, **kwargs):
+        step = recorded(*args, **kwargs)
+        return lambda *values: (traced.append(step), step(*values))[1]
+
+    assert program.make_replica_step is make
+    monkeypatch.setattr(steps, "make_replica_step", recorded)
+    monkeypatch.setattr(program, "make_replica_step", watched)
     monkeypatch.setattr(strategy, "run", lambda fn, **kw: (ran.append(fn), run(fn, **kw))[1])
     Run(small_config, digits, strategy).train(1)
-
-    def make_replica_step(*args, **kwargs):
-        compiled.append(original(*args, **kwargs))
-        return compiled[-1]
-
-    original = program.make_replica_step
-    monkeypatch.setattr(program, "make_replica_step", make_replica_step)
     program.train_step_program(small_config, 2)
-    (made,) = compiled
-    codes = {tf.autograph.experimental.do_not_convert(fn).__wrapped__.__code__ for fn in ran}
-    assert codes == {made.__code__}
-    assert made.__module__ == make_train_loop.__module__
+    loops, preflights = made
+    assert {*map(id, ran)} == {id(loops)}
+    assert {*map(id, traced)} == {id(preflights)}
+    assert loops.__code__ is preflights.__code__
 
 
 def all_reduced(module: hlo_pb2.HloModuleProto, num_replicas: int) -> list[int]:
@@ -159,7 +166,7 @@ def test_each_replica_gets_its_share_and_writes_its_variables_over_themselves(sm
     with strategy_of(1).scope():
         state = TrainState(config, 1)
     written = [*state.model.variables, *state.ema_model.variables, *state.optimizer.variables]
-    written += [state.applied_steps]
+    written += [state.applied_steps, state.global_step]
     over = {entry.parameter_number for entry in module.input_output_alias.entries}
     assert len(over) == len({id(v) for v in written})
 
@@ -224,6 +231,14 @@ def test_what_a_tpu_cannot_run_is_named_with_its_layer(function, words, monkeypa
     assert "\n" not in str(error.value)
 
 
+def test_a_bug_of_a_model_keeps_its_traceback(monkeypatch):
+    def broken(logits):
+        return logits + tf.reshape(logits, [-1, 7])
+
+    with pytest.raises(ValueError, match="odd"):
+        program.train_step_program(planted(monkeypatch, broken), 2)
+
+
 # The compiler's process, by stand-ins for it.
 
 
@@ -235,9 +250,19 @@ def stand_in(tmp_path: Path, body: str) -> Path:
     return path
 
 
-def test_without_a_compiler_it_says_how_to_get_one(tmp_path):
-    with pytest.raises(UserError, match="make preflight-env"):
-        compiler.check_environment(tmp_path / "bin" / "python")
+@pytest.mark.parametrize(
+    ("installed", "words"),
+    [(None, "is not installed"), ("jax==0.1\n", "is not what requirements-preflight.txt asks for")],
+)
+def test_without_this_compiler_it_says_how_to_get_it(tmp_path, installed, words):
+    python = stand_in(tmp_path, "exit 0")
+    if installed:
+        (python.parents[1] / "installed").write_text(installed)
+    with pytest.raises(UserError, match=f"{words}: rm -rf .* && make preflight-env"):
+        compiler.check_environment(python.parents[1])
+    right = (ROOT / "requirements-preflight.txt").read_text()
+    (python.parents[1] / "installed").write_text(right)
+    compiler.check_environment(python.parents[1])
 
 
 @pytest.mark.parametrize(
@@ -297,7 +322,10 @@ def memory_of(config: Config) -> int:
     return 10 * micro_batch + (15 if config.accumulation_steps > 1 else 0)
 
 
-@given(st.integers(1, 1500), st.integers(0, 15000), st.sampled_from([0.0, 0.2]))
+@given(st.integers(1, 3000), st.integers(0, 30_000), st.sampled_from([0.0, 0.2]))
+@example(3000, 2000, 0.0)  # a fifteenth fits: a second round
+@example(128, 50, 0.0)  # five images
+@example(1000, 5025, 0.0)  # 500 and their sums, which are no multiple of what is told apart
 def test_the_largest_batch_and_the_fewest_parts_are_found(replica_batch, memory, mixup):
     replica_batch += replica_batch % 2
     config = config_of(replica_batch, mixup=mixup)
@@ -310,26 +338,24 @@ def test_the_largest_batch_and_the_fewest_parts_are_found(replica_batch, memory,
         tried.append(config)
         return COMPILED if fits(config) else OutOfMemory(1, 1.0, {}, False)
 
-    if fits(config):
-        return
+    assume(not fits(config))
     found = find_fit(config, 4, try_)
-    unit = 8 if replica_batch > 8 else 2 if mixup else 1
-    while replica_batch / unit > 64:
-        unit *= 2
-    sizes = range(unit, replica_batch, unit)
-    assert found.largest == max((n for n in sizes if fits(config_of(n))), default=0)
-    parts = [
-        n
-        for n in range(2, replica_batch + 1)
-        if replica_batch % n == 0
-        and replica_batch // n <= found.largest
-        and fits(config_of(replica_batch, n))
-    ]
-    assert found.accumulation_steps == (parts[0] if parts else None)
+    least = 2 if mixup else 1
     assert found.complete
+    assert not fits(config_of(found.smallest_failed))
+    assert found.largest or found.smallest_failed == least
+    assert not found.largest or fits(config_of(found.largest))
+    assert found.smallest_failed - found.largest <= max(8, replica_batch / 32)
+    parts = [n for n in range(2, 65) if replica_batch % n == 0]
+    fitting = [n for n in parts if fits(config_of(replica_batch, n))]
+    # The fewest, where they are among the first that are not known to fail.
+    if found.accumulation_steps is not None:
+        assert found.accumulation_steps == fitting[0]
+    elif found.largest:
+        unknown = [n for n in parts if replica_batch // n < found.smallest_failed]
+        assert not any(n in fitting for n in unknown[:4])
     for config in tried:  # each one that can be trained
         assert not (config.augment.mixes and config.data.global_batch_size // 4 % 2)
-    assert len([config for config in tried if config.accumulation_steps == 1]) <= 6
 
 
 def test_when_the_time_is_over_what_is_known_is_told():
@@ -399,6 +425,9 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
         (["--tpu=v5litepod-8"], "--tpu=v5e:2x4"),
         (["--tpu=v5e:2x2", "--set", "model.nam=resnet18"], "did you mean 'model.name'"),
         (["--tpu=v5e:2x2", "--global_batch_size=0"], "global_batch_size"),
+        (["--tpu=v5e:2x2", "--global_batch_size=96", "--set=accumulation_steps=5"], "(96)"),
+        (["--tpu=v5e:2x2", "--time_limit_s=nan"], "--time_limit_s=nan: must be a number"),
+        (["--tpu=v5e:2x2", "--time_limit_s=inf"], "--time_limit_s"),
     ],
 )
 def test_a_mistake_is_one_line_before_tensorflow_is_imported(arguments, words, tmp_path):
@@ -444,6 +473,24 @@ def test_canary_the_command_compiles_a_small_net(tmp_path):
     assert 4 * trained < found["peak_bytes"] < found["hbm_bytes"]
     again = json.loads(run(*arguments, XDG_CACHE_HOME=str(tmp_path)).stdout)
     assert again == found | {"cached": True}
+
+
+@canary
+def test_canary_a_cache_that_cannot_be_used_costs_time_alone(small_config, tmp_path, monkeypatch):
+    hlo = program.train_step_program(with_model(small_config, "linear"), 1)
+
+    def compile_() -> bool:
+        found = compiler.compile_program(hlo, "v5e:1x1", Deadline(600))
+        assert isinstance(found, Compiled)
+        return found.cached
+
+    assert [compile_(), compile_()] == [False, True]
+    (entry,) = compiler.cache_folder().iterdir()
+    for damage in ("", "{}", '{"status": "compiled"'):
+        entry.write_text(damage)
+        assert [compile_(), compile_()] == [False, True]
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/x")
+    assert [compile_(), compile_()] == [False, False]
 
 
 @canary

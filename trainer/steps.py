@@ -45,7 +45,7 @@ class TrainMetrics(NamedTuple):
     bad_variable: tf.Tensor  # the last trainable variable whose gradient is not finite, or -1
 
 
-ReplicaStep = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], TrainMetrics]
+ReplicaStep = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
 
 
 class EvalTotals(NamedTuple):
@@ -77,7 +77,8 @@ def make_replica_step(
     """`replica_step(step, images, labels)`: a train step as each replica does it, called in its
     replica context, with its share of the batch (see `make_train_loop`).
 
-    `step`, an int64 scalar, counts from 0; the metrics are scalars, the same on all replicas.
+    `step`, an int64 scalar, counts from 0. The result is `[7]`, TrainMetrics of this step, the same
+    on all replicas.
 
     Args:
         compiled: how much of it XLA compiles here: nothing; forward and backward of a micro-batch,
@@ -109,7 +110,7 @@ def make_replica_step(
     if config.accumulation_steps > 1 and not (config.sync_bn and num_replicas > 1):
         forward_backward = tf.function(forward_backward)
 
-    def replica_step(step: tf.Tensor, images: tf.Tensor, labels: tf.Tensor) -> TrainMetrics:
+    def replica_step(step: tf.Tensor, images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         # A copy, since forward passes move the statistics and a bad step must leave no trace.
         statistics_before = [tf.identity(variable) for variable in statistics]
         totals: Any = None
@@ -165,9 +166,13 @@ def make_replica_step(
         applied, bad_variable = tf.cond(finite & ~left_out, apply, skip)
         if state.loss_scale is not None:
             _update_loss_scale(state.loss_scale, state.good_steps, finite)
-        return TrainMetrics(
+        # Here each replica writes its copy. Outside of the replicas, in a function, TPUStrategy was
+        # seen to write the first one alone.
+        state.global_step.assign(step + 1)
+        metrics = TrainMetrics(
             loss, accuracy, learning_rate, gradient_norm, loss_scale, applied, bad_variable
         )
+        return tf.stack(metrics)  # one tensor leaves a device, not seven
 
     if compiled == "forward_backward":
         forward_backward = tf.function(forward_backward, jit_compile=True)
@@ -194,13 +199,6 @@ def make_train_loop(
     num_replicas = strategy.num_replicas_in_sync
     replica_step = make_replica_step(config, num_replicas, state, schedule, compiled)
 
-    def counted_step(step: tf.Tensor, images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-        metrics = replica_step(step, images, labels)
-        # Here each replica writes its copy. Outside of the replicas, in a function, TPUStrategy was
-        # seen to write the first one alone.
-        state.global_step.assign(step + 1)
-        return tf.stack(metrics)  # one tensor leaves a device, not seven
-
     @tf.function
     def train_loop(iterator, num_steps):
         num_metrics = len(TrainMetrics._fields)
@@ -209,7 +207,7 @@ def make_train_loop(
         for index in tf.range(num_steps):
             step = first + tf.cast(index, tf.int64)
             images, labels = next(iterator)
-            metrics = strategy.run(counted_step, args=(step, images, labels))
+            metrics = strategy.run(replica_step, args=(step, images, labels))
             # All replicas return the same values: the first one's stand for all. No step waits for
             # them: they are read when the loop has ended.
             rows = rows.write(index, strategy.experimental_local_results(metrics)[0])

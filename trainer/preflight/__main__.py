@@ -3,6 +3,8 @@
 python -m trainer.preflight --config=configs/imagenet_resnet50.py --tpu=v5e:2x4
 """
 
+import json
+import math
 import sys
 
 from absl import flags
@@ -21,8 +23,8 @@ from trainer.preflight.compiler import (
     check_environment,
     compile_program,
 )
-from trainer.preflight.search import find_fit, with_batch
-from trainer.preflight.slices import parse_slice
+from trainer.preflight.search import find_fit
+from trainer.preflight.slices import Slice, parse_slice
 from trainer.shared_flags import CONFIG, SET, TPU
 
 _GLOBAL_BATCH_SIZE = flags.DEFINE_integer(
@@ -30,7 +32,11 @@ _GLOBAL_BATCH_SIZE = flags.DEFINE_integer(
 )
 _JSON = flags.DEFINE_bool("json", False, "Print JSON, for programs.")
 _TIME_LIMIT_S = flags.DEFINE_float(
-    "time_limit_s", 3600.0, "For all compiling together, in seconds.", lower_bound=1
+    "time_limit_s",
+    3600.0,
+    "For all compiling together, in seconds; looked at between two tries and while one compiles.",
+    lower_bound=1,
+    upper_bound=7 * 24 * 3600,
 )
 for _name in ("config", "set", "tpu"):
     flags.declare_key_flag(_name)
@@ -42,11 +48,22 @@ def preflight() -> int:
     if not TPU.value:
         raise UserError("--tpu=: must name a slice, as --tpu=v5e:2x4")
     target = parse_slice(TPU.value)
-    config = config_lib.override(config_lib.load(CONFIG.value), SET.value)
+    if math.isnan(_TIME_LIMIT_S.value):
+        raise UserError(f"--time_limit_s={_TIME_LIMIT_S.value}: must be a number of seconds")
+    settings = [*SET.value]
     if _GLOBAL_BATCH_SIZE.value is not None:
-        config = with_batch(config, _GLOBAL_BATCH_SIZE.value)
+        settings.append(f"data.global_batch_size={_GLOBAL_BATCH_SIZE.value}")
+    config = config_lib.override(config_lib.load(CONFIG.value), settings)
     check_environment()
-    deadline = Deadline(_TIME_LIMIT_S.value)
+    try:
+        return _preflight(config, target)
+    except UserError as error:
+        if _JSON.value:
+            print(json.dumps({"status": "error", "error": str(error)}))
+        raise
+
+
+def _preflight(config: Config, target: Slice) -> int:
 
     cli.quiet_libraries()
     from trainer.preflight.program import layer_of_reason, train_step_program
@@ -54,8 +71,11 @@ def preflight() -> int:
 
     check_tpu(config)
     check_batch_size(config, target.num_replicas)
+    deadline = Deadline(_TIME_LIMIT_S.value)
 
     def compile_(config: Config) -> Compiled | OutOfMemory:
+        if deadline.left <= 0:
+            raise TimeLimitError
         _say(config, target.num_replicas, deadline)
         program = train_step_program(config, target.num_replicas)
         result = compile_program(program, target.name, deadline)

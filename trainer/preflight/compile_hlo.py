@@ -2,18 +2,22 @@
 
 It runs in an environment of its own (requirements-preflight.txt) and imports nothing of trainer:
 
-    .venv-preflight/bin/python compile_hlo.py PROGRAM SLICE CACHE
+    .venv-preflight/bin/python compile_hlo.py SLICE CACHE <PROGRAM
 
 PROGRAM is a serialized HloModuleProto, CACHE a folder of results, by what the program says and what
-compiles it. The last line of the output is the result, as JSON (see compiler.py).
+compiles it. The last line of the output is the result, as JSON (see compiler.py). It ends with the
+process that started it.
 
 What it calls of jaxlib is private to it, hence the pinned versions, and the canary test.
 """
 
+import contextlib
+import ctypes
 import hashlib
 import json
 import os
 import re
+import signal
 import sys
 import time
 from pathlib import Path
@@ -36,29 +40,42 @@ from jax.experimental import topologies
 # The compiler's own default takes several times as long: of a ResNet-50 on v5e:2x4, the peaks are
 # 0.3 % apart.
 OPTIMIZATION_LEVEL = 1
-_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4}
-_BYTES |= {"f64": 8, "s64": 8, "u64": 8}
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-def main(program: str, slice_name: str, cache: str) -> None:
+def main(slice_name: str, cache: str) -> None:
+    program = sys.stdin.buffer.read()
     topology = _topology(slice_name)
     with mlir.make_ir_context():
-        module = _module(Path(program).read_bytes())
-        key = _key(module, slice_name)
-        entry = Path(cache) / f"{key}.json"
-        if entry.exists():
-            print(entry.read_text())
-            return
-        started = time.monotonic()
-        result = _compile(module, topology)
-    result["compile_seconds"] = time.monotonic() - started
-    result["versions"] = _versions()
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    whole = entry.with_suffix(f".{os.getpid()}")
-    whole.write_text(json.dumps(result | {"cached": True}))
-    whole.replace(entry)
-    print(json.dumps(result | {"cached": False}))
+        module = _module(program)
+        entry = Path(cache) / f"{_key(module, slice_name)}.json"
+        result = _kept(entry)
+        if result is None:
+            started = time.monotonic()
+            result = _compile(module, topology)
+            result |= {"compile_seconds": time.monotonic() - started, "versions": _versions()}
+            if result["status"] != "refused":
+                _keep(entry, result)
+            result["cached"] = False
+    print(json.dumps(result))
+
+
+def _kept(entry: Path) -> dict | None:
+    """A whole result from earlier."""
+    with contextlib.suppress(OSError, ValueError):
+        result = json.loads(entry.read_text())
+        if result["cached"]:
+            return result
+    return None
+
+
+def _keep(entry: Path, result: dict) -> None:
+    """What cannot be written is compiled again the next time."""
+    with contextlib.suppress(OSError):
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        whole = entry.with_suffix(f".{os.getpid()}")
+        whole.write_text(json.dumps(result | {"cached": True}))
+        whole.replace(entry)
 
 
 def _topology(name: str):
@@ -93,7 +110,7 @@ def _module(program: bytes) -> ir.Module:
 
 def _key(module: ir.Module, slice_name: str) -> str:
     text = module.operation.get_asm(enable_debug_info=False)
-    parts = (text, slice_name, str(OPTIMIZATION_LEVEL), *_versions().values())
+    parts = (text, slice_name, *_versions().values(), Path(__file__).read_text())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
@@ -141,9 +158,15 @@ def _all_reduces(text: str) -> list[int]:
     """The bytes of each all-reduce of an HLO text: of its results, one or a tuple of them."""
     found = []
     for shapes in re.findall(r"= (\(.*?\)|\S+) all-reduce(?:-start)?\(", text):
-        arrays = re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", shapes)
-        found.append(sum(_BYTES[kind] * _count(axes) for kind, axes in arrays))
+        arrays = re.findall(r"\b([a-z]\w*)\[([\d,]*)\]", shapes)
+        found.append(sum(_size(kind) * _count(axes) for kind, axes in arrays))
     return found
+
+
+def _size(kind: str) -> int:
+    """Bytes of a number: bf16 has 16 bits, a pred is a byte."""
+    bits = re.search(r"\d+", kind)
+    return max(1, int(bits[0]) // 8) if bits else 1
 
 
 def _count(axes: str) -> int:
@@ -172,4 +195,5 @@ def _first_line(error: object) -> str:
 
 
 if __name__ == "__main__":
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: when its parent ends
     main(*sys.argv[1:])

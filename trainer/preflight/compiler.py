@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +17,8 @@ from trainer.errors import UserError
 
 _SCRIPT = Path(__file__).with_name("compile_hlo.py")
 _ROOT = _SCRIPT.parents[2]
-PYTHON = _ROOT / ".venv-preflight" / "bin" / "python"
+ENVIRONMENT = _ROOT / ".venv-preflight"
+PYTHON = ENVIRONMENT / "bin" / "python"
 
 
 class Compiled(NamedTuple):
@@ -69,16 +69,18 @@ class Deadline:
 
 def cache_folder() -> Path:
     """Where results lie, each by what was compiled and what compiled it."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(base) / "trainer-preflight"
 
 
-def check_environment(python: Path = PYTHON) -> None:
-    """Raises UserError where there is no compiler."""
-    if not python.exists():
-        raise UserError(
-            f"{python}: the TPU's compiler is not installed: make preflight-env (1.2 GB)"
-        )
+def check_environment(folder: Path = ENVIRONMENT) -> None:
+    """Raises UserError where the compiler is not there, or is another one."""
+    advice = f"rm -rf {folder} && make preflight-env (1.2 GB)"
+    installed = folder / "installed"  # written last, from the requirements
+    if not os.access(folder / "bin" / "python", os.X_OK) or not installed.exists():
+        raise UserError(f"{folder}: the TPU's compiler is not installed: {advice}")
+    if installed.read_text() != (_ROOT / "requirements-preflight.txt").read_text():
+        raise UserError(f"{folder}: is not what requirements-preflight.txt asks for: {advice}")
 
 
 def compile_program(
@@ -90,13 +92,11 @@ def compile_program(
         TimeLimitError: where the time is over; nothing of the compiler is left running.
         UserError: where there is no such slice, or the compiler breaks.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "program")
-        path.write_bytes(program)
-        command = [str(python), str(_SCRIPT), str(path), slice_name, str(cache_folder())]
-        # What this process's environment says of TPUs and of Python is not meant for it.
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("TPU_", "PYTHON", "JAX_"))}
-        code, output, errors = _run(command, kept, deadline)
+    command = [str(python), str(_SCRIPT), slice_name, str(cache_folder())]
+    # What this process's environment says of TPUs, XLA and Python is not meant for it.
+    foreign = ("TPU_", "LIBTPU", "XLA_", "JAX_", "PYTHON")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    code, output, errors = _run(command, program, kept, deadline)
     lines = output.strip().splitlines()
     if code or not lines:
         what = f"signal {-code}" if code < 0 else f"exit code {code}"
@@ -122,18 +122,20 @@ def _broken(what: str, last_line: str, python: Path) -> str:
     )
 
 
-def _run(command: list[str], env: dict[str, str], deadline: Deadline) -> tuple[int, str, str]:
+def _run(
+    command: list[str], program: bytes, env: dict[str, str], deadline: Deadline
+) -> tuple[int, str, str]:
     """A process's exit code, output and errors; it and its children end with this one's wait."""
     process = subprocess.Popen(
         command,
         env=env,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
         start_new_session=True,
     )
     try:
-        output, errors = process.communicate(timeout=max(0.0, deadline.left))
+        output, errors = process.communicate(program, max(0.0, deadline.left))
     except subprocess.TimeoutExpired:
         raise TimeLimitError from None
     finally:
@@ -141,4 +143,4 @@ def _run(command: list[str], env: dict[str, str], deadline: Deadline) -> tuple[i
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    return process.returncode, output, errors
+    return process.returncode, output.decode(errors="replace"), errors.decode(errors="replace")

@@ -16,7 +16,7 @@ SHOWN = (
 NOT_SHOWN = (
     "Not shown: that it runs. No TPU was used; the graph is lowered by the CPU's kernel "
     "definitions, TPUStrategy's own wrapping, the evaluation and the input are not in it, nor the "
-    "batches that wait in HBM, and a slice of several hosts has a compiler of its own."
+    "batches that wait in HBM; the image of a slice of several hosts may bring another libtpu."
 )
 
 
@@ -47,6 +47,7 @@ def as_json(config: Config, target: Slice, result: Compiled | OutOfMemory, fit: 
     """The same; bytes, FLOPs and seconds are of one core and one step."""
     compiles = isinstance(result, Compiled)
     values: dict[str, Any] = {
+        "status": "compiled" if compiles else "out_of_memory",
         "slice": target.name,
         "num_replicas": target.num_replicas,
         "model": config.model.name,
@@ -101,8 +102,8 @@ def _fit_lines(config: Config, target: Slice, fit: Fit) -> list[str]:
         lines.append("                the time limit was over: --time_limit_s gives it more")
     if fit.accumulation_steps and fit.compiled:
         lines += [
-            f"the same batch  with --set accumulation_steps={fit.accumulation_steps}, compiled "
-            f"({_time(fit.compiled)}):",
+            f"the same batch  with --set accumulation_steps={fit.accumulation_steps} (batch norm then "
+            f"sees the parts), compiled ({_time(fit.compiled)}):",
             *(f"  {line}" for line in _figures(target, fit.compiled)),
             SHOWN.format(slice=target.name, libtpu=fit.compiled.versions["libtpu"]),
             NOT_SHOWN,

@@ -9,10 +9,13 @@ from trainer.preflight.compiler import Compiled, OutOfMemory, TimeLimitError
 
 Try = Callable[[Config], Compiled | OutOfMemory]
 
-# Each try takes minutes: at most six, which tell the largest batch to a 32nd of the wanted one, or
-# to eight images, as the compiler lays them out.
+# Each try takes minutes: at most six a round, which tell the largest batch to a 32nd of what does
+# not fit, or to eight images, as the compiler lays them out. Where none does, there is another round.
 _MAX_TRIES = 6
 _UNIT = 8
+# The parts are written out in the program, one after the other.
+_MAX_PARTS = 64
+_MAX_ACCUMULATIONS = 4  # that are tried
 
 
 class Fit(NamedTuple):
@@ -32,37 +35,41 @@ def find_fit(config: Config, num_replicas: int, try_: Try) -> Fit:
         try_: compiles a config; what fits at some batch is taken to fit at smaller ones.
     """
     replica_batch = config.data.global_batch_size // num_replicas
-    wanted = replica_batch // config.accumulation_steps
-    unit = _UNIT if wanted > _UNIT else 2 if config.augment.mixes else 1
-    while wanted > unit * 2**_MAX_TRIES:
-        unit *= 2
-    fits, fails = 0, -(-wanted // unit)  # in units, `wanted` rounded up
-    try:
-        while fails - fits > 1:
-            middle = (fits + fails) // 2
-            size = middle * unit * num_replicas * config.accumulation_steps
-            if isinstance(try_(with_batch(config, size)), Compiled):
-                fits = middle
-            else:
-                fails = middle
-        complete = True
-    except TimeLimitError:
-        complete = False
+    parts = num_replicas * config.accumulation_steps
+    least = 2 if config.augment.mixes else 1  # images are mixed in pairs
+    fits, fails = 0, replica_batch // config.accumulation_steps
     steps, compiled = None, None
-    if complete and fits:
-        try:
-            steps, compiled = _accumulation(config, replica_batch, fits * unit, try_)
-        except TimeLimitError:
-            complete = False
-    return Fit(fits * unit, min(fails * unit, wanted), complete, steps, compiled)
+    try:
+        while not fits and fails > least:
+            unit = _unit(fails, least)
+            while fails - fits > unit:
+                # In units, of what failed rounded up.
+                middle = unit * ((fits // unit + -(-fails // unit)) // 2)
+                if isinstance(try_(with_batch(config, middle * parts)), Compiled):
+                    fits = middle
+                else:
+                    fails = middle
+        if fits:
+            steps, compiled = _accumulation(config, replica_batch, fails, try_)
+    except TimeLimitError:
+        return Fit(fits, fails, False, None, None)
+    return Fit(fits, fails, True, steps, compiled)
 
 
-def _accumulation(config: Config, replica_batch: int, largest: int, try_: Try):
+def _unit(fails: int, least: int) -> int:
+    """How finely the batches below one that does not fit are told apart."""
+    unit = _UNIT if fails > _UNIT else least
+    while fails > unit * 2**_MAX_TRIES:
+        unit *= 2
+    return unit
+
+
+def _accumulation(config: Config, replica_batch: int, fails: int, try_: Try):
     """The fewest steps of accumulation with which the whole batch fits, and what was compiled;
-    accumulating takes memory of its own, so that is tried."""
-    for steps in range(config.accumulation_steps + 1, replica_batch + 1):
-        if replica_batch % steps or replica_batch // steps > largest:
-            continue
+    accumulating takes memory of its own, so that is tried. None where it was not found."""
+    parts = range(config.accumulation_steps + 1, min(replica_batch, _MAX_PARTS) + 1)
+    candidates = [n for n in parts if replica_batch % n == 0 and replica_batch // n < fails]
+    for steps in candidates[:_MAX_ACCUMULATIONS]:
         result = try_(dataclasses.replace(config, accumulation_steps=steps))
         if isinstance(result, Compiled):
             return steps, result

@@ -15,6 +15,7 @@ class Core(NamedTuple):
     peak_flops: float  # FLOP/s in bfloat16: the chip's, shared by its cores
     per_chip: int
     axes: int  # of the layout of chips
+    most: int  # chips of a slice
 
 
 # FLOP/s of a chip: Cloud TPU's documentation of each (docs.cloud.google.com/tpu/docs/v5e, …), of v2
@@ -22,12 +23,12 @@ class Core(NamedTuple):
 # limit that libtpu 0.0.29 names where a program needs more.
 _GIB = 2**30
 CORES = {
-    "v2": Core(int(7.48 * _GIB), 46e12 / 2, per_chip=2, axes=2),
-    "v3": Core(int(15.48 * _GIB), 123e12 / 2, per_chip=2, axes=2),
-    "v4": Core(int(15.25 * _GIB), 275e12 / 2, per_chip=2, axes=3),
-    "v5e": Core(int(15.75 * _GIB), 197e12, per_chip=1, axes=2),
-    "v5p": Core(int(95.74 * _GIB), 459e12, per_chip=1, axes=3),
-    "v6e": Core(int(31.25 * _GIB), 918e12, per_chip=1, axes=2),
+    "v2": Core(int(7.48 * _GIB), 46e12 / 2, per_chip=2, axes=2, most=256),
+    "v3": Core(int(15.48 * _GIB), 123e12 / 2, per_chip=2, axes=2, most=1024),
+    "v4": Core(int(15.25 * _GIB), 275e12 / 2, per_chip=2, axes=3, most=4096),
+    "v5e": Core(int(15.75 * _GIB), 197e12, per_chip=1, axes=2, most=256),
+    "v5p": Core(int(95.74 * _GIB), 459e12, per_chip=1, axes=3, most=8960),
+    "v6e": Core(int(31.25 * _GIB), 918e12, per_chip=1, axes=2, most=256),
 }
 # The layouts of what Cloud TPU calls v5litepod-8: v5e and v6e, by their number of chips.
 _LAYOUTS = {
@@ -72,6 +73,11 @@ def parse_slice(text: str) -> Slice:
     if generation in ("tpu7x", "v7x"):
         raise UserError(f"--tpu={text}: TensorFlow does not run on TPU7x; one of {known}")
     if generation not in CORES:
+        if re.fullmatch(r"(v[2-4]|v5p)-\d+", generation):
+            raise UserError(
+                f"--tpu={text}: is Cloud TPU's name, and counts cores, of which a chip has two; "
+                f"name the layout of its chips, as v3:2x2 or v4:2x2x1"
+            )
         near = difflib.get_close_matches(generation, CORES, n=1)
         hint = f"; did you mean {near[0]}?" if near else f": one of {known}, as v5e:2x4"
         raise UserError(f"--tpu={text}: unknown generation {generation!r}{hint}")
@@ -82,4 +88,9 @@ def parse_slice(text: str) -> Slice:
             f"--tpu={text}: must name the layout of the chips on {core.axes} axes, as "
             f"{generation}:{example}"
         )
-    return Slice(text, math.prod(map(int, layout.split("x"))), core)
+    chips = math.prod(map(int, layout.split("x")))
+    if chips > core.most:
+        raise UserError(
+            f"--tpu={text}: has {chips:,} chips, and {generation} at most {core.most:,}"
+        )
+    return Slice(text, chips, core)
