@@ -62,7 +62,7 @@ def main(slice_name: str, cache: str) -> None:
 
 def _kept(entry: Path) -> dict | None:
     """A whole result from earlier."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, KeyError):
         result = json.loads(entry.read_text())
         if result["cached"]:
             return result

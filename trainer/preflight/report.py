@@ -102,7 +102,7 @@ def _fit_lines(config: Config, target: Slice, fit: Fit) -> list[str]:
         lines.append("                the time limit was over: --time_limit_s gives it more")
     if fit.accumulation_steps and fit.compiled:
         lines += [
-            f"the same batch  with --set accumulation_steps={fit.accumulation_steps} (batch norm then "
+            f"the same batch  with --set accumulation_steps={fit.accumulation_steps} (batch norm "
             f"sees the parts), compiled ({_time(fit.compiled)}):",
             *(f"  {line}" for line in _figures(target, fit.compiled)),
             SHOWN.format(slice=target.name, libtpu=fit.compiled.versions["libtpu"]),

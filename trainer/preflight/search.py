@@ -10,7 +10,7 @@ from trainer.preflight.compiler import Compiled, OutOfMemory, TimeLimitError
 Try = Callable[[Config], Compiled | OutOfMemory]
 
 # Each try takes minutes: at most six a round, which tell the largest batch to a 32nd of what does
-# not fit, or to eight images, as the compiler lays them out. Where none does, there is another round.
+# not fit, or to eight images, as the compiler lays them out. Where none fits, there is one more.
 _MAX_TRIES = 6
 _UNIT = 8
 # The parts are written out in the program, one after the other.
