@@ -16,6 +16,7 @@ from tests.conftest import strategy_of, with_data
 from tests.photo_files import photo_config, write_photos
 from trainer import train
 from trainer.bad_examples import BadExamples
+from trainer.config import Config
 from trainer.data.pipeline import (
     batch_indices,
     eval_dataset,
@@ -116,11 +117,21 @@ def test_training_names_the_bad_file(folder, fault):
     assert "{{" not in found
 
 
-def test_skipping_replaces_the_bad_one_and_nothing_else(folder, fault):
+def skipping() -> Config:
+    return photo_config(crop="none", eval_crop_ratio=1.0, on_bad_example="skip")
+
+
+@pytest.fixture(scope="module")
+def before(photos, tmp_path_factory) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The batches of such a folder while all its files are good."""
+    folder = write_photos(tmp_path_factory.mktemp("photos"), photos, train=12, val=6)
+    return batches(skipping(), open_source(skipping(), "train", str(folder)), 0, 9)
+
+
+def test_skipping_replaces_the_bad_one_and_nothing_else(folder, fault, before):
     spoil, reason = fault
-    config = photo_config(crop="none", eval_crop_ratio=1.0, on_bad_example="skip")
+    config = skipping()
     source = open_source(config, "train", str(folder))
-    before = batches(config, source, 0, 9)
     path = a_jpeg(folder, "train")
     bad = index_of(source, path)
     spoil(path)
@@ -144,15 +155,30 @@ def test_skipping_replaces_the_bad_one_and_nothing_else(folder, fault):
     assert set(told) == {(str(path), told[0][1])}
     assert reason in told[0][1]
 
-    # Still a function of the step, also for two workers.
-    for (a, _), (b, _) in zip(batches(config, source, 4, 9), after[4:], strict=True):
+
+# One of what fails as it is read, and one of what fails as it is decoded, in `make test`.
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(name, marks=[] if name in ("cut", "missing") else pytest.mark.slow)
+        for name in FAULTS
+    ],
+    indirect=True,
+)
+def test_what_replaces_a_bad_one_is_a_function_of_the_step(folder, fault):
+    """From step 4 on, and for two workers."""
+    config = skipping()
+    source = open_source(config, "train", str(folder))
+    fault[0](a_jpeg(folder, "train"))
+    whole = batches(config, source, 0, 9)
+    for (a, _), (b, _) in zip(batches(config, source, 4, 9), whole[4:], strict=True):
         np.testing.assert_array_equal(a, b)
     parts = [
         train_dataset(config, source, 0, tf.distribute.InputContext(2, worker, 2)).take(9)
         for worker in range(2)
     ]
-    for (whole, _), (a, _), (b, _) in zip(after, *parts, strict=True):
-        np.testing.assert_array_equal(whole, np.concatenate([a, b]))
+    for (both, _), (a, _), (b, _) in zip(whole, *parts, strict=True):
+        np.testing.assert_array_equal(both, np.concatenate([a, b]))
 
 
 def test_evaluation_leaves_bad_ones_out_or_names_them(folder):
