@@ -97,7 +97,8 @@ def test_a_library_that_is_not_there():
 
 @pytest.fixture
 def packages(tmp_path, monkeypatch):
-    """Makes packages that this process, and others by PYTHONPATH, find before the real ones."""
+    """Makes packages that this process, and others by PYTHONPATH, find. Beside those that are named
+    is a plain tensorflow."""
 
     def make(tensorflow="2.20.0", libtpu="0.0.29", body="", written_over=False) -> Path:
         folder = tmp_path / "packages"
@@ -109,13 +110,16 @@ def packages(tmp_path, monkeypatch):
             (folder / "libtpu").mkdir()
             (folder / "libtpu" / "__init__.py").write_text("raise ImportError('not needed')")
             (folder / "libtpu" / "libtpu.so").touch()
-        for name, version in (("tensorflow_tpu", tensorflow), ("libtpu", libtpu)):
+        versions = {"tensorflow": "2.21.0", "tensorflow_tpu": tensorflow, "libtpu": libtpu}
+        for name, version in versions.items():
             info = folder / f"{name}-{version}.dist-info"
             if version:
                 info.mkdir()
                 (info / "METADATA").write_text(f"Name: {name}\nVersion: {version}\n")
                 (info / "RECORD").write_text("tensorflow/libtensorflow_cc.so.2,sha256=x,7\n")
-        monkeypatch.syspath_prepend(str(folder))
+        # In place of what is installed here: that may be any of these.
+        others = [entry for entry in sys.path if not entry.endswith("site-packages")]
+        monkeypatch.setattr(sys, "path", [str(folder), *others])
         return folder
 
     return make
@@ -140,7 +144,7 @@ def prepare_local(folder: Path, **environ: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("installed", "parts"),
     [
-        ({"tensorflow": ""}, ["tensorflow 2.", "only tensorflow-tpu knows TPUs"]),
+        ({"tensorflow": ""}, ["tensorflow 2.21.0 is installed", "only tensorflow-tpu knows TPUs"]),
         ({"libtpu": ""}, ["libtpu", "is not installed"]),
         ({"libtpu": "0.0.32"}, ["libtpu 0.0.32", "TensorFlow 2.20.0", "from 0.0.32 on"]),
         ({"libtpu": "0.0.100"}, ["libtpu 0.0.100", "TensorFlow 2.20.0"]),
@@ -244,7 +248,7 @@ def google(tmp_path, monkeypatch):
     fake.close()
 
 
-def node(*hosts: str, state: str = "READY", version: str = "tpu-vm-tf-2.21.0-pod-pjrt"):
+def node(*hosts: str, state: str = "READY", version: str = f"tpu-vm-tf-{tf.__version__}-pod-pjrt"):
     ends = [dict(zip(("ipAddress", "port"), host.split(":"), strict=True)) for host in hosts]
     return {"state": state, "networkEndpoints": ends, "tensorflowVersion": version}
 
@@ -347,9 +351,11 @@ def test_an_address_without_a_port_has_the_usual_one():
 
 
 def test_on_this_machine_it_is_refused_in_a_line(tmp_path):
-    """Without TensorFlow's import: plain TensorFlow is installed here."""
+    """Without TensorFlow's import: plain TensorFlow is installed here, or tensorflow-tpu and there
+    is no TPU."""
     result = run_main("--strategy=tpu", "--tpu=local", f"--workdir={tmp_path / 'run'}")
-    assert only_line(result).startswith("--tpu=local: tensorflow 2.")
+    plain = f"--tpu=local: tensorflow {tf.__version__} is installed, and only tensorflow-tpu"
+    assert only_line(result).startswith((plain, "--tpu=local: this machine has no TPU"))
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
 
 
