@@ -255,7 +255,15 @@ def test_who_reads_no_more_does_not_end_the_run(group):
     assert (records.read("a").logs / "0-0.log").read_text() == "one\ntwo\n"
 
 
-def test_nohup_is_respected(group):
+@pytest.fixture
+def terminal_closes():
+    """SIGHUP as it is by itself: what was started with nohup hands on that it is ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_nohup_is_respected(group, terminal_closes):
     """A terminal that closes does not end what was started with nohup, and saves what was not."""
     arguments = group.arguments({"0": ["wait"], "1": ["wait"]})
     for prefix, code in ((["nohup"], None), ([], 42)):
