@@ -3,8 +3,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
-# Two test files at a time, in the order of their names.
-TWO := -n 2 --dist loadfile --no-loadscope-reorder
+# Two test files at a time, those with most tests first, or in the order of their names.
+TWO := -n 2 --dist loadfile
 
 .PHONY: train test test-slow test-tf220 check format parity preflight-env bench tensorboard clean
 
@@ -12,7 +12,7 @@ train: .venv/installed
 	$(BIN)/python -m trainer.main --strategy=mirrored $(ARGS)
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest $(TWO) -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest $(TWO) --no-loadscope-reorder -m "not slow" $(ARGS)
 
 test-slow: .venv/installed-dev
 	$(BIN)/python -m pytest $(TWO) -m slow $(ARGS)
@@ -20,7 +20,7 @@ test-slow: .venv/installed-dev
 # On the TensorFlow that TPUs have, 2.20: tensorflow-tpu itself, which needs no TPU for this. libtpu
 # would look for one, and ask a server for eight minutes where there is none.
 test-tf220: .venv-tf220/installed
-	TPU_LOAD_LIBRARY=0 .venv-tf220/bin/python -m pytest $(TWO) -m "not slow" $(ARGS)
+	TPU_LOAD_LIBRARY=0 .venv-tf220/bin/python -m pytest $(TWO) --no-loadscope-reorder -m "not slow" $(ARGS)
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -417,7 +417,8 @@ def test_three_workers_train_after_a_port_was_taken_and_after_ctrl_c(
 
     again = tmp_path / "again"
     with launcher(_trainer("three", 3, again)) as process:
-        read_until(process, "evaluated")
+        # After the first loop: far from the end, also where the machine is busy.
+        read_until(process, "from the command to here")
         process.send_signal(signal.SIGINT)
         text = process.stdout.read()
         assert process.wait() == 130
