@@ -22,6 +22,7 @@ from absl import app, flags
 
 from benchmarks.machine import ROOT, hardware, markdown_table, say
 from trainer.preflight.report import NOT_SHOWN
+from trainer.shared_flags import OUT
 
 FAMILY_SLICE = "v5e:2x2"
 IMAGENET = "configs/imagenet_resnet50.py"
@@ -39,7 +40,7 @@ FAMILIES = {
 
 _ONLY = flags.DEFINE_list("only", [], "Of the rows, those with these words in their names.")
 _FRESH = flags.DEFINE_bool("fresh", False, "Compile what is kept from earlier as well.")
-_OUT = flags.DEFINE_string("out", None, "The Markdown file to write, beside printing it.")
+flags.declare_key_flag("out")
 
 
 def slice_of(path: Path) -> str:
@@ -128,8 +129,8 @@ def main(argv: Sequence[str]) -> None:
         markdown_table(head, rows),
     ]
     text = "\n\n".join(document)
-    if _OUT.value:
-        Path(_OUT.value).write_text(f"{text}\n", encoding="utf-8")
+    if OUT.value:
+        Path(OUT.value).write_text(f"{text}\n", encoding="utf-8")
     print(text)
 
 

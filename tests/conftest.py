@@ -36,6 +36,21 @@ def strategy_of(num_replicas: int) -> tf.distribute.Strategy:
     return tf.distribute.MirroredStrategy([f"/CPU:{index}" for index in range(num_replicas)])
 
 
+@functools.cache
+def _compiles_for_cpus() -> bool:
+    try:
+        tf.function(tf.negative, jit_compile=True)(1.0)
+    except tf.errors.NotFoundError:
+        return False
+    return True
+
+
+def skip_without_xla() -> None:
+    """tensorflow-tpu has no XLA for CPUs."""
+    if not _compiles_for_cpus():
+        pytest.skip("XLA of this TensorFlow does not compile for a CPU")
+
+
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory) -> str:
     """A folder where digits are prepared."""

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from tests.conftest import strategy_of
+from tests.conftest import skip_without_xla, strategy_of
 from tests.step_runs import Case, play
 from tests.workers import finish, start_workers
 
@@ -102,6 +102,8 @@ def test_the_rows_cover_all_pairs():
     ids=" ".join,
 )
 def test_it_is_one_computation(digits, reference, row):
+    if "xla=on" in row:
+        skip_without_xla()
     replicas = int(row[0].split()[-1]) if " " in row[0] else 1
     values = play(_case(row), digits, strategy_of(replicas))
     _assert_equivalent(values, reference(row), _TOLERANCE[row[1]])
