@@ -51,6 +51,12 @@ def skip_without_xla() -> None:
         pytest.skip("XLA of this TensorFlow does not compile for a CPU")
 
 
+@pytest.fixture
+def xla() -> None:
+    """For tests that need it."""
+    skip_without_xla()
+
+
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory) -> str:
     """A folder where digits are prepared."""

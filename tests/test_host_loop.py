@@ -263,6 +263,7 @@ def test_a_family_leaves_the_host_alone(digits_config, net):
     assert_no_host_work(with_options(digits_config, options))
 
 
+@pytest.mark.usefixtures("xla")
 @each_option
 def test_a_step_with_options_has_a_form_that_xla_compiles(digits_config, options):
     """Without shapes that depend on values: preflight's own check."""

@@ -115,6 +115,11 @@ def layer_of_reason(program: bytes, reason: str, op_name: str) -> str:
 
 def _explained(message: str) -> UserError:
     """What TensorFlow says of a graph that XLA cannot compile, in one line."""
+    if "transfer manager" in message:
+        return UserError(
+            f"TensorFlow {tf.__version__}: has no XLA for CPUs (as tensorflow-tpu), by which the "
+            f"step is exported: run preflight where requirements.txt is installed"
+        )
     missing = re.search(r"No registered '(\w+)' OpKernel.*?{{node ([^}]+)}}", message, re.DOTALL)
     if missing:
         kind, name = missing.groups()
