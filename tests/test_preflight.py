@@ -10,7 +10,6 @@ import os
 import select
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,7 @@ from hypothesis import strategies as st
 from tensorflow.compiler.xla.service import hlo_pb2
 
 from benchmarks.preflight import slice_of
-from tests.conftest import skip_without_xla, strategy_of, with_data, with_model
+from tests.conftest import strategy_of, with_data, with_model
 from tests.step_runs import Run
 from trainer import config as config_lib
 from trainer import state as state_lib
@@ -52,12 +51,6 @@ def canary(test):
 COMPILED = Compiled(
     *(3 * 2**30, 1.97e12, 1e10, 2, 102_000_000, 0, 61.0, {"libtpu": "0.0.29"}, False)
 )
-
-
-@pytest.fixture
-def lowering():
-    """What makes the program, by XLA for CPUs."""
-    skip_without_xla()
 
 
 @pytest.fixture(autouse=True)
@@ -472,7 +465,6 @@ def test_what_no_tpu_computes_is_refused(setting, words):
 
 
 @canary
-@pytest.mark.usefixtures("lowering")
 def test_canary_the_command_compiles_a_small_net(tmp_path):
     """With the real compiler, as in CI: ResNet-20 on four chips, as JSON, and once more from the
     cache. FLOPs, by He et al. 2015: 40.6 million multiply-adds an image forward at 32 pixels; here
@@ -498,7 +490,6 @@ def test_canary_the_command_compiles_a_small_net(tmp_path):
 
 
 @canary
-@pytest.mark.usefixtures("lowering")
 def test_canary_a_cache_that_cannot_be_used_costs_time_alone(small_config, tmp_path, monkeypatch):
     hlo = program.train_step_program(with_model(small_config, "linear"), 1)
 
@@ -517,7 +508,6 @@ def test_canary_a_cache_that_cannot_be_used_costs_time_alone(small_config, tmp_p
 
 
 @canary
-@pytest.mark.usefixtures("lowering")
 @pytest.mark.slow
 def test_canary_a_batch_that_is_too_large_is_told_and_split(small_config):
     """By the activations of the first convolution: float32 of 64 x 64 x 16, so 256 KiB an image and
@@ -547,7 +537,6 @@ def test_canary_a_batch_that_is_too_large_is_told_and_split(small_config):
 
 
 @canary
-@pytest.mark.usefixtures("lowering")
 def test_canary_what_the_chip_cannot_do_is_named_with_its_layer(monkeypatch):
     """XLA has a Fourier transform of complex128, the TPU's compiler has none."""
 
@@ -563,7 +552,6 @@ def test_canary_what_the_chip_cannot_do_is_named_with_its_layer(monkeypatch):
 
 
 @canary
-@pytest.mark.usefixtures("lowering")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["v2:2x2", "v3:2x2", "v4:2x2x1", "v5p:2x2x1", "v6e:2x2", "v5e:4x8"]
