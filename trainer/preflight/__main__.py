@@ -64,7 +64,7 @@ def preflight() -> int:
 
 
 def _preflight(config: Config, target: Slice) -> int:
-
+    """What needs TensorFlow, and minutes."""
     cli.quiet_libraries()
     from trainer.preflight.program import layer_of_reason, train_step_program
     from trainer.strategy import check_batch_size, check_tpu
