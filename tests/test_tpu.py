@@ -350,9 +350,10 @@ def test_an_address_without_a_port_has_the_usual_one():
 # --- the command ------------------------------------------------------------------------------
 
 
-def test_on_this_machine_it_is_refused_in_a_line(tmp_path):
+def test_on_this_machine_it_is_refused_in_a_line(tmp_path, monkeypatch):
     """Without TensorFlow's import: plain TensorFlow is installed here, or tensorflow-tpu and there
     is no TPU."""
+    monkeypatch.delenv("TPU_LOAD_LIBRARY", raising=False)  # of make test-tf220
     result = run_main("--strategy=tpu", "--tpu=local", f"--workdir={tmp_path / 'run'}")
     plain = f"--tpu=local: tensorflow {tf.__version__} is installed, and only tensorflow-tpu"
     assert only_line(result).startswith((plain, "--tpu=local: this machine has no TPU"))
