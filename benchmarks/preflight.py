@@ -22,6 +22,7 @@ from absl import app, flags
 
 from benchmarks.machine import ROOT, hardware, markdown_table, say
 from trainer.preflight.report import NOT_SHOWN
+from trainer.preflight.slices import parse_slice
 from trainer.shared_flags import OUT
 
 FAMILY_SLICE = "v5e:2x2"
@@ -80,22 +81,17 @@ def row(name: str, found: dict[str, Any]) -> list[str]:
     if compiled is None:
         needed = f"{found['needed_bytes'] / 2**30:.2f}: does not fit"
         return [*where, needed, "", "", "", "", f"{found['compile_seconds']:.0f}"]
+    peak_flops = parse_slice(found["slice"]).core.peak_flops
     note = f", with accumulation_steps={accumulation}" if accumulation else ""
     return [
         *where,
         f"{compiled['peak_bytes'] / 2**30:.2f} of {found['hbm_bytes'] / 2**30:.2f}{note}",
         f"{compiled['flops']:.3g}",
         f"{compiled['all_reduces']}, {compiled['all_reduce_bytes'] / 1e6:,.1f} MB",
-        f"{compiled['flops'] / peak_flops(found) * 1e3:.3g}",
+        f"{compiled['flops'] / peak_flops * 1e3:.3g}",
         f"{compiled['recomputed']}",
         f"{compiled['compile_seconds']:.0f}",
     ]
-
-
-def peak_flops(found: dict[str, Any]) -> float:
-    from trainer.preflight.slices import parse_slice
-
-    return parse_slice(found["slice"]).core.peak_flops
 
 
 def main(argv: Sequence[str]) -> None:

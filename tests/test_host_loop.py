@@ -23,7 +23,7 @@ from tensorflow.python.framework import op_def_registry
 from tf_keras import layers
 
 from tests import small_models
-from tests.conftest import skip_without_xla, strategy_of, with_data
+from tests.conftest import strategy_of, with_data
 from tests.photo_files import photo_config, write_photos
 from tests.step_runs import Run
 from tests.test_sources import array_config, record_config, write_records
@@ -283,6 +283,7 @@ class Compiling:
         return value
 
 
+@pytest.mark.usefixtures("xla")
 @pytest.mark.parametrize(
     ("net", "precision"),
     [
@@ -293,7 +294,6 @@ class Compiling:
     ],
 )
 def test_evaluation_is_the_same_where_xla_compiles_it(digits_config, net, precision):
-    skip_without_xla()
     options = (f"model.name={net}", f"precision={precision}", "data.eval_batch_size=24")
     config = with_options(digits_config, options)
     source = open_source(config, "test", "")

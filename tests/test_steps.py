@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.conftest import skip_without_xla, strategy_of, with_data, with_model, with_optimizer
+from tests.conftest import strategy_of, with_data, with_model, with_optimizer
 from tests.step_runs import Run, relative
 from trainer import steps
 from trainer.config import Config
@@ -232,6 +232,7 @@ def test_the_average_follows_its_closed_form(config, digits):
         assert relative(average.numpy(), value) < 1e-5
 
 
+@pytest.mark.usefixtures("xla")
 @pytest.mark.parametrize(
     ("num_replicas", "sync_bn", "accumulation_steps", "expected"),
     [(1, True, 1, "step"), (1, True, 2, "step"), (2, False, 1, "forward_backward")],
@@ -239,7 +240,6 @@ def test_the_average_follows_its_closed_form(config, digits):
 def test_xla_on_cpu_computes_the_same(
     config, digits, num_replicas, sync_bn, accumulation_steps, expected
 ):
-    skip_without_xla()
     config = dataclasses.replace(
         config, sync_bn=sync_bn, xla="on", accumulation_steps=accumulation_steps
     )

@@ -139,7 +139,6 @@ def _compile(module: ir.Module, topology) -> dict:
     sizes = _all_reduces(text)
     return {
         "status": "compiled",
-        "num_replicas": num_replicas,
         "peak_bytes": memory.argument_size_in_bytes
         + memory.output_size_in_bytes
         - memory.alias_size_in_bytes

@@ -59,7 +59,6 @@ class Deadline:
     """The end of the time that all compiling may take together."""
 
     def __init__(self, seconds: float):
-        self.limit = seconds
         self._end = time.monotonic() + seconds
 
     @property
@@ -75,12 +74,13 @@ def cache_folder() -> Path:
 
 def check_environment(folder: Path = ENVIRONMENT) -> None:
     """Raises UserError where the compiler is not there, or is another one."""
-    advice = f"rm -rf {folder} && make preflight-env (1.2 GB)"
     installed = folder / "installed"  # written last, from the requirements
     if not os.access(folder / "bin" / "python", os.X_OK) or not installed.exists():
-        raise UserError(f"{folder}: the TPU's compiler is not installed: {advice}")
+        raise UserError(f"{folder}: the TPU's compiler is not installed: {_anew(folder)}")
     if installed.read_text() != (_ROOT / "requirements-preflight.txt").read_text():
-        raise UserError(f"{folder}: is not what requirements-preflight.txt asks for: {advice}")
+        raise UserError(
+            f"{folder}: is not what requirements-preflight.txt asks for: {_anew(folder)}"
+        )
 
 
 def compile_program(
@@ -117,9 +117,13 @@ def compile_program(
 
 def _broken(what: str, last_line: str, python: Path) -> str:
     return (
-        f"the TPU's compiler broke ({what}): {last_line[:300]}; make its environment anew: rm -r "
-        f"{python.parents[1]} && make preflight-env"
+        f"the TPU's compiler broke ({what}): {last_line[:300]}; make its environment anew: "
+        f"{_anew(python.parents[1])}"
     )
+
+
+def _anew(folder: Path) -> str:
+    return f"rm -rf {folder} && make preflight-env (1.2 GB)"
 
 
 def _run(

@@ -107,9 +107,8 @@ def layer_of_reason(program: bytes, reason: str, op_name: str) -> str:
     if op_name:
         return _place(op_name)
     words = set(re.findall(r"[\w-]+", reason.lower()))
-    module = hlo_pb2.HloModuleProto.FromString(program)
-    instructions = [i for computation in module.computations for i in computation.instructions]
-    named = [i for i in instructions if i.opcode in words and layer_of(i.metadata.op_name)]
+    found = _instructions(program)
+    named = [i for i in found if i.opcode in words and layer_of(i.metadata.op_name)]
     return _place(named[0].metadata.op_name) if named else "the train step"
 
 
@@ -144,15 +143,18 @@ def _check_shapes(program: bytes) -> None:
     Raises:
         UserError: for the first.
     """
+    for instruction in _instructions(program):
+        if any(instruction.shape.is_dynamic_dimension):
+            made = instruction.metadata
+            raise UserError(
+                f"{made.op_type} in {_place(made.op_name)}: has a shape that depends on values, "
+                f"which a TPU cannot run; make it one that is known before the step"
+            )
+
+
+def _instructions(program: bytes) -> list[hlo_pb2.HloInstructionProto]:
     module = hlo_pb2.HloModuleProto.FromString(program)
-    for computation in module.computations:
-        for instruction in computation.instructions:
-            if any(instruction.shape.is_dynamic_dimension):
-                name = instruction.metadata.op_name
-                raise UserError(
-                    f"{instruction.metadata.op_type} in {_place(name)}: has a shape that depends "
-                    f"on values, which a TPU cannot run; make it one that is known before the step"
-                )
+    return [i for computation in module.computations for i in computation.instructions]
 
 
 def _place(name: str) -> str:

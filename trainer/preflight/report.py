@@ -8,11 +8,7 @@ from trainer.preflight.compiler import Compiled, OutOfMemory
 from trainer.preflight.search import Fit
 from trainer.preflight.slices import Slice
 
-# What a pass is worth: said with every one.
-SHOWN = (
-    "Shown: XLA's program of this train step, all-reduces included, compiles for {slice} with the "
-    "compiler of libtpu {libtpu}, in so much memory."
-)
+# What a pass is worth, as `_shown` is: said with every one.
 NOT_SHOWN = (
     "Not shown: that it runs. No TPU was used; the graph is lowered by the CPU's kernel "
     "definitions, TPUStrategy's own wrapping, the evaluation and the input are not in it, nor the "
@@ -39,8 +35,7 @@ def as_text(config: Config, target: Slice, result: Compiled | OutOfMemory, fit: 
             lines += _fit_lines(config, target, fit)
         return "\n".join(lines)
     lines += [f"compiles        {_time(result)}", *_figures(target, result)]
-    shown = SHOWN.format(slice=target.name, libtpu=result.versions["libtpu"])
-    return "\n".join([*lines, shown, NOT_SHOWN])
+    return "\n".join([*lines, _shown(target, result), NOT_SHOWN])
 
 
 def as_json(config: Config, target: Slice, result: Compiled | OutOfMemory, fit: Fit | None) -> str:
@@ -61,8 +56,7 @@ def as_json(config: Config, target: Slice, result: Compiled | OutOfMemory, fit: 
     values |= result._asdict()
     if compiles:
         values["step_seconds_flop_lower_bound"] = result.flops / target.core.peak_flops
-        shown = SHOWN.format(slice=target.name, libtpu=result.versions["libtpu"])
-        values |= {"shown": shown, "not_shown": NOT_SHOWN}
+        values |= {"shown": _shown(target, result), "not_shown": NOT_SHOWN}
     if fit is not None:
         values["largest_micro_batch_size"] = fit.largest
         values["smallest_micro_batch_size_that_does_not_fit"] = fit.smallest_failed
@@ -105,10 +99,17 @@ def _fit_lines(config: Config, target: Slice, fit: Fit) -> list[str]:
             f"the same batch  with --set accumulation_steps={fit.accumulation_steps} (batch norm "
             f"sees the parts), compiled ({_time(fit.compiled)}):",
             *(f"  {line}" for line in _figures(target, fit.compiled)),
-            SHOWN.format(slice=target.name, libtpu=fit.compiled.versions["libtpu"]),
+            _shown(target, fit.compiled),
             NOT_SHOWN,
         ]
     return lines
+
+
+def _shown(target: Slice, result: Compiled) -> str:
+    return (
+        f"Shown: XLA's program of this train step, all-reduces included, compiles for "
+        f"{target.name} with the compiler of libtpu {result.versions['libtpu']}, in so much memory."
+    )
 
 
 def _gib(size: int) -> str:
