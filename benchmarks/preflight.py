@@ -21,9 +21,9 @@ from typing import Any
 from absl import app, flags
 
 from benchmarks.machine import ROOT, hardware, markdown_table, say
+from trainer.cli.flags import OUT
 from trainer.preflight.report import NOT_SHOWN
 from trainer.preflight.slices import parse_slice
-from trainer.shared_flags import OUT
 
 FAMILY_SLICE = "v5e:2x2"
 IMAGENET = "configs/imagenet_resnet50.py"

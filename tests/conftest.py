@@ -16,7 +16,7 @@ from tests import small_models
 from trainer import config as config_lib
 from trainer.data.source import Source, open_source
 from trainer.data.tfds_source import open_source as open_tfds
-from trainer.models import MODELS
+from trainer.registry import MODELS
 
 # A new model is one file and one line: these are.
 MODELS.update(dict.fromkeys(small_models.MODELS, "tests.small_models"))

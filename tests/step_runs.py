@@ -16,16 +16,16 @@ import tensorflow as tf
 
 from tests import small_models
 from trainer import config as config_lib
-from trainer import steps
-from trainer.cluster import tf_config_cluster
 from trainer.config import Config
 from trainer.data.pipeline import batch_indices, distribute, train_dataset
 from trainer.data.source import open_source
-from trainer.models import MODELS
-from trainer.optim import make_schedule
-from trainer.state import TrainState
-from trainer.steps import make_train_loop
-from trainer.strategy import choose_compilation
+from trainer.devices.cluster import tf_config_cluster
+from trainer.devices.strategy import choose_compilation
+from trainer.registry import MODELS
+from trainer.step import train_step as steps
+from trainer.step.optim import make_schedule
+from trainer.step.state import TrainState
+from trainer.step.train_step import make_train_loop
 
 
 class Run:

@@ -11,11 +11,12 @@ from PIL import Image
 
 from tests.conftest import encode
 from trainer import config as config_lib
-from trainer import inspect, memory, report
-from trainer.anatomy import anatomy, watching
+from trainer import inspect
 from trainer.config import Config
 from trainer.errors import UserError
-from trainer.feature_maps import Activations, activations, grid
+from trainer.insight import memory, tables
+from trainer.insight.anatomy import anatomy, watching
+from trainer.insight.feature_maps import Activations, activations, grid
 from trainer.models.build import build_model
 
 
@@ -263,10 +264,10 @@ def test_two_models_side_by_side(run):
 
 @pytest.mark.parametrize("arguments", [("--model=resnet18",), ("--diff", "resnet18", "seresnet18")])
 def test_a_terminal_of_88_columns_shows_every_name_and_number(run, monkeypatch, arguments):
-    monkeypatch.setattr(report, "_WIDTH", report._LEAST)
+    monkeypatch.setattr(tables, "_WIDTH", tables._LEAST)
     out, _ = run(*arguments, "--image_size=32")
     assert "…" not in out
-    assert max(len(line.rstrip()) for line in out.splitlines()) <= report._LEAST + 12  # a note
+    assert max(len(line.rstrip()) for line in out.splitlines()) <= tables._LEAST + 12  # a note
 
 
 def test_a_config_s_model_is_the_one_that_training_builds(run):

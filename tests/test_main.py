@@ -13,13 +13,12 @@ import pytest
 
 from tests.conftest import strategy_of
 from tests.workers import tf_configs
-from trainer import cli
 from trainer import config as config_lib
 from trainer.config import Config, load, override
 from trainer.data.source import open_source
 from trainer.errors import DivergedError, GroupError, PreemptedError, UserError
-from trainer.run_folder import RunFolder, default_path
-from trainer.train import train_and_evaluate
+from trainer.run.folder import RunFolder, default_path
+from trainer.run.train import train_and_evaluate
 
 ROOT = Path(__file__).parents[1]
 DIGITS = str(ROOT / "configs" / "digits_resnet20.py")
@@ -298,7 +297,7 @@ def test_exit_codes(error, code):
         return 0
 
     with pytest.raises(SystemExit if code is not None else ValueError) as caught:
-        cli.run(command, ["program"])
+        command.run(command, ["program"])
     if code is not None:
         assert caught.value.code == code
 

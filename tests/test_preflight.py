@@ -23,9 +23,8 @@ from benchmarks.preflight import slice_of
 from tests.conftest import strategy_of, with_data, with_model
 from tests.step_runs import Run
 from trainer import config as config_lib
-from trainer import state as state_lib
-from trainer import steps
 from trainer.config import Config
+from trainer.devices.strategy import check_tpu
 from trainer.errors import UserError
 from trainer.models.build import build_model
 from trainer.models.norm import BatchNorm
@@ -34,8 +33,9 @@ from trainer.preflight import compiler, program, report
 from trainer.preflight.compiler import Compiled, Deadline, OutOfMemory, Refused, TimeLimitError
 from trainer.preflight.search import Fit, find_fit
 from trainer.preflight.slices import parse_slice
-from trainer.state import TrainState
-from trainer.strategy import check_tpu
+from trainer.step import state as state_lib
+from trainer.step import train_step as steps
+from trainer.step.state import TrainState
 
 ROOT = Path(__file__).parents[1]
 NO_SYNC_BN = "sync_bn=false"

@@ -16,11 +16,11 @@ from tests.conftest import strategy_of
 from tests.step_runs import Run
 from trainer import config as config_lib
 from trainer import inspect, main
-from trainer.anatomy import anatomy
-from trainer.models import MODELS
+from trainer.insight.anatomy import anatomy
+from trainer.models.weights.load import torch_tensors
 from trainer.preflight import __main__ as preflight
 from trainer.preflight.slices import parse_slice
-from trainer.weights import torch_tensors
+from trainer.registry import MODELS
 
 _ROOT = Path(__file__).parent.parent
 _DOCUMENTS = [_ROOT / "README.md", _ROOT / "BUILD.md", _ROOT / "docs" / "launch.md"]
@@ -55,7 +55,7 @@ def test_every_command_parses(command):
         return
     assert module.removeprefix("trainer.") in VERBS
     values = flags.FlagValues()
-    for name in (VERBS[module.removeprefix("trainer.")].__name__, "trainer.shared_flags"):
+    for name in (VERBS[module.removeprefix("trainer.")].__name__, "trainer.cli.flags"):
         for flag in flags.FLAGS.flags_by_module_dict()[name]:
             values[flag.name] = flags.FLAGS[flag.name]
     saved = {name: values[name].value for name in values}
@@ -91,7 +91,7 @@ def test_every_launch_is_one_that_can_be_submitted(command, monkeypatch, tmp_pat
         assert cli.main(arguments) == 0, capsys.readouterr().err
         trainer = arguments[arguments.index("--") + 1 :]
         values = flags.FlagValues()
-        for name in ("trainer.main", "trainer.shared_flags"):
+        for name in ("trainer.main", "trainer.cli.flags"):
             for flag in flags.FLAGS.flags_by_module_dict()[name]:
                 values[flag.name] = copy.deepcopy(flags.FLAGS[flag.name])
         assert values(["main", *trainer]) == ["main"]

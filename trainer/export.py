@@ -12,9 +12,9 @@ from pathlib import Path
 
 from absl import flags
 
-from trainer import cli
+from trainer.cli import command
+from trainer.cli.flags import OUT
 from trainer.errors import EXIT_DONE, UserError
-from trainer.shared_flags import OUT
 
 _TO = flags.DEFINE_enum("to", "safetensors", ["safetensors"], "The format.")
 _RUN = flags.DEFINE_string("run", "", "A run's folder (its best checkpoint), or a checkpoint.")
@@ -38,10 +38,10 @@ def export() -> int:
         raise UserError(f"--out={out}: must end in .{_TO.value}")
     if not out.parent.is_dir():
         raise UserError(f"--out={out}: the folder {out.parent} is not there; make it first")
-    cli.quiet_libraries()
-    from trainer import tensor_file
-    from trainer.models.names import libraries
-    from trainer.weights import read_checkpoint, torch_tensors
+    command.quiet_libraries()
+    from trainer.models.weights import tensor_file
+    from trainer.models.weights.load import read_checkpoint, torch_tensors
+    from trainer.models.weights.names import libraries
 
     average = {"auto": None, "raw": False, "average": True}[_WEIGHTS.value]
     try:
@@ -58,4 +58,4 @@ def export() -> int:
 
 
 if __name__ == "__main__":
-    cli.run(export)
+    command.run(export)

@@ -15,11 +15,11 @@ from pathlib import Path
 
 from absl import flags
 
-from trainer import cli
 from trainer import config as config_lib
+from trainer.cli import command
+from trainer.cli.flags import CONFIG, SET
 from trainer.config import Config
 from trainer.errors import EXIT_DONE, UserError
-from trainer.shared_flags import CONFIG, SET
 
 # The statistics of ImageNet's pixels that most published weights were trained with.
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -66,18 +66,18 @@ def inspect() -> int:
         raise UserError(f"--picture={_PICTURE.value}: is for --image, which is not given")
     configs = [_config(name) for name in names]
     image, picture = _files() if _IMAGE.value else (None, None)
-    cli.quiet_libraries()
-    from trainer import report
+    command.quiet_libraries()
+    from trainer.insight import tables
 
     if image and picture:
         _print_activations(configs[0], image, picture)
         return EXIT_DONE
-    reports = [report.make_report(config, _channels(config)) for config in configs]
+    reports = [tables.make_report(config, _channels(config)) for config in configs]
     memory = int(_MEMORY_GIB.value * 2**30)
     if len(reports) == 2:
-        print(report.render_difference(*reports, memory, _FORMAT.value), end="")
+        print(tables.render_difference(*reports, memory, _FORMAT.value), end="")
     else:
-        print(report.render(reports[0], memory, _FORMAT.value), end="")
+        print(tables.render(reports[0], memory, _FORMAT.value), end="")
     return EXIT_DONE
 
 
@@ -138,13 +138,13 @@ def _print_activations(config: Config, image_path: Path, picture: Path) -> None:
     """Statistics of the stages' outputs, and a picture of them."""
     import tensorflow as tf
 
-    from trainer import report
     from trainer.data.examples import reason_of
     from trainer.data.images import decode_eval
-    from trainer.feature_maps import activations, grid
+    from trainer.insight import tables
+    from trainer.insight.feature_maps import activations, grid
     from trainer.models.build import build_model
-    from trainer.steps import normalize
-    from trainer.weights import load_weights
+    from trainer.models.weights.load import load_weights
+    from trainer.step.train_step import normalize
 
     channels = _channels(config)
     try:
@@ -162,7 +162,7 @@ def _print_activations(config: Config, image_path: Path, picture: Path) -> None:
     else:
         _note(load_weights(config, model))
     found = activations(model, normalize(image, config))
-    print(report.render_activations(config, found, _FORMAT.value), end="")
+    print(tables.render_activations(config, found, _FORMAT.value), end="")
     try:
         picture.write_bytes(tf.io.encode_png(grid(found)[:, :, None]).numpy())
     except OSError as error:
@@ -188,4 +188,4 @@ def _joined(arguments: Sequence[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    cli.run(inspect, _joined(sys.argv))
+    command.run(inspect, _joined(sys.argv))

@@ -9,14 +9,14 @@ import shlex
 
 from absl import flags
 
-from trainer import cli
-from trainer import cluster as cluster_lib
 from trainer import config as config_lib
-from trainer import tpu as tpu_lib
+from trainer.cli import command
+from trainer.cli.flags import CONFIG, SET, TPU
+from trainer.devices import cluster as cluster_lib
+from trainer.devices import tpu as tpu_lib
 from trainer.errors import EXIT_DONE, UserError
-from trainer.run_folder import RunFolder, default_path
-from trainer.shared_flags import CONFIG, SET, TPU
-from trainer.stopwatch import Stopwatch
+from trainer.run.folder import RunFolder, default_path
+from trainer.run.stopwatch import Stopwatch
 
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
 
@@ -65,14 +65,14 @@ def train() -> int:
         cluster_lib.rendezvous(cluster, offer, _CLUSTER_TIMEOUT_S.value)
         stopwatch.lap("waiting for workers")
 
-    cli.quiet_libraries()
+    command.quiet_libraries()
     if strategy_name == "tpu":
         tpu = tpu_lib.prepare(tpu, os.environ)
         stopwatch.lap("TPU")
     import tensorflow as tf
 
-    from trainer.strategy import create_strategy, losses_named
-    from trainer.train import train_and_evaluate
+    from trainer.devices.strategy import create_strategy, losses_named
+    from trainer.run.train import train_and_evaluate
 
     stopwatch.lap("import")
     if config.deterministic:
@@ -135,4 +135,4 @@ def _where() -> tuple[str, str]:
 
 
 if __name__ == "__main__":
-    cli.run(train)
+    command.run(train)

@@ -7,11 +7,11 @@ import tensorflow as tf
 
 from trainer.config import Config, DataConfig, ModelConfig, OptimizerConfig
 from trainer.data.pipeline import distribute
-from trainer.models import MODELS
-from trainer.optim import make_schedule
-from trainer.state import TrainState
-from trainer.steps import make_train_loop
-from trainer.strategy import choose_compilation
+from trainer.devices.strategy import choose_compilation
+from trainer.registry import MODELS
+from trainer.step.optim import make_schedule
+from trainer.step.state import TrainState
+from trainer.step.train_step import make_train_loop
 
 MODELS.setdefault("dense", "benchmarks.peers.dense_model")
 STEPS_PER_LOOP = 100

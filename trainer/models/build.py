@@ -7,9 +7,9 @@ import tf_keras
 
 from trainer.config import Config
 from trainer.errors import UserError
-from trainer.models import MODELS
 from trainer.models.norm import BatchNorm
 from trainer.models.stages import freeze
+from trainer.registry import MODELS
 
 
 def family_of(config: Config) -> ModuleType:

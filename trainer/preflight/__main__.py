@@ -9,8 +9,9 @@ import sys
 
 from absl import flags
 
-from trainer import cli
 from trainer import config as config_lib
+from trainer.cli import command
+from trainer.cli.flags import CONFIG, SET, TPU
 from trainer.config import Config
 from trainer.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
 from trainer.preflight import report
@@ -25,7 +26,6 @@ from trainer.preflight.compiler import (
 )
 from trainer.preflight.search import find_fit
 from trainer.preflight.slices import Slice, parse_slice
-from trainer.shared_flags import CONFIG, SET, TPU
 
 _GLOBAL_BATCH_SIZE = flags.DEFINE_integer(
     "global_batch_size", None, "In place of the config's data.global_batch_size.", lower_bound=1
@@ -65,9 +65,9 @@ def preflight() -> int:
 
 def _preflight(config: Config, target: Slice) -> int:
     """What needs TensorFlow, and minutes."""
-    cli.quiet_libraries()
+    command.quiet_libraries()
+    from trainer.devices.strategy import check_batch_size, check_tpu
     from trainer.preflight.program import layer_of_reason, train_step_program
-    from trainer.strategy import check_batch_size, check_tpu
 
     check_tpu(config)
     check_batch_size(config, target.num_replicas)
@@ -107,4 +107,4 @@ def _say(config: Config, num_replicas: int, deadline: Deadline) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(preflight)
+    command.run(preflight)

@@ -8,9 +8,9 @@ from tensorflow.compiler.xla.service import hlo_pb2
 
 from trainer.config import Config
 from trainer.errors import UserError
-from trainer.optim import make_schedule
-from trainer.state import TrainState
-from trainer.steps import make_replica_step
+from trainer.step.optim import make_schedule
+from trainer.step.state import TrainState
+from trainer.step.train_step import make_replica_step
 
 # The schedule's length changes constants of the program, not its size.
 _STEPS_PER_EPOCH = 1000.0
