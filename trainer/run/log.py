@@ -182,7 +182,7 @@ def _drop_events_after(folder: Path, step: int) -> None:
     An event file cannot be cut by its reader alone: TensorBoard would draw the dropped steps, and
     then the repeated ones, as a second line.
     """
-    for leftover in folder.glob("events.out.tfevents.*.tmp"):  # of a kill in the lines below
+    for leftover in folder.glob(".events.out.tfevents.*.tmp"):  # of a kill in the lines below
         leftover.unlink()
     for path in sorted(folder.glob("events.out.tfevents.*")):
         kept = 0
