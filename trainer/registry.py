@@ -38,3 +38,11 @@ SOURCES: dict[str, str] = {
     "arrays": "trainer.data.arrays",
     "synthetic": "trainer.data.synthetic",
 }
+
+
+def module_of(name: str, known: dict[str, str]) -> str:
+    """Returns the module that a name stands for: a short name of `known`, or a dotted name.
+
+    A name with a dot, such as `my_models.tinynet`, is a module already: any that Python can import.
+    """
+    return known.get(name, name)
