@@ -16,10 +16,9 @@ import tensorflow as tf
 
 from trainer.config import Config
 from trainer.data.order import uniform
+from trainer.data.streams import DRAWS_PER_LAYER, augment_streams
 
 _LEVELS = 30
-# Streams of random numbers: of each layer, which operation, how strong, and which way.
-_FIRST_STREAM, _DRAWS_PER_LAYER = 10, 3
 
 
 class Ranges(NamedTuple):
@@ -51,9 +50,8 @@ class Strength(NamedTuple):
 def draws(positions: tf.Tensor, config: Config) -> tf.Tensor:
     """The random numbers in [0, 1) of each example: float32 `[n, layers, 3]`."""
     layers = config.augment.num_layers if config.augment.policy == "randaugment" else 1
-    streams = range(_FIRST_STREAM, _FIRST_STREAM + layers * _DRAWS_PER_LAYER)
-    numbers = tf.stack([uniform(positions, config.seed, stream) for stream in streams], axis=-1)
-    return tf.reshape(numbers, [-1, layers, _DRAWS_PER_LAYER])
+    numbers = [uniform(positions, config.seed, stream) for stream in augment_streams(layers)]
+    return tf.reshape(tf.stack(numbers, axis=-1), [-1, layers, DRAWS_PER_LAYER])
 
 
 def augment(image: tf.Tensor, numbers: tf.Tensor, config: Config) -> tf.Tensor:

@@ -14,8 +14,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from trainer.config import Config
-
-_CROP_BOX = 4  # its stream of random numbers; see order.py and transform.py
+from trainer.data.streams import Stream
 
 # Where a BMP file of the usual header has its bits a pixel, and the second color of its palette.
 _BMP_BITS, _BMP_PALETTE = 28, 58
@@ -33,7 +32,7 @@ def decode_train(
     if config.data.crop != "random_resized":
         return decode_eval(encoded, config, channels)
     size = config.data.image_size
-    seed = tf.stack([tf.constant(config.seed * 8 + _CROP_BOX, tf.int64), position])
+    seed = tf.stack([tf.constant(config.seed * 8 + Stream.RANDOM_RESIZED_CROP, tf.int64), position])
 
     def jpeg() -> tf.Tensor:
         window = _random_window(tf.io.extract_jpeg_shape(encoded), seed)
