@@ -81,7 +81,7 @@ def _branch(operation, image: tf.Tensor, strength: Strength) -> Callable[[], tf.
 def blend(degenerate: tf.Tensor | float, image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     """`degenerate + factor * (image - degenerate)`, uint8, cut off as Pillow's `Image.blend`."""
     values = tf.cast(image, tf.float32)
-    return _to_bytes(degenerate + factor * (values - degenerate))
+    return _cut_to_uint8(degenerate + factor * (values - degenerate))
 
 
 # ITU-R 601-2 luma.
@@ -95,7 +95,7 @@ def saturate(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     # Blending and luma in one matrix: each color is factor * itself + (1 - factor) * luma.
     luma = tf.tile(tf.constant(_LUMA)[:, None], [1, 3])
     matrix = factor * tf.eye(3) + (1.0 - factor) * luma
-    return _to_bytes(tf.reshape(_colors(image) @ matrix, image.shape))
+    return _cut_to_uint8(tf.reshape(_colors(image) @ matrix, image.shape))
 
 
 def increase_contrast(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
@@ -113,7 +113,7 @@ def _colors(image: tf.Tensor) -> tf.Tensor:
     return tf.reshape(tf.cast(image, tf.float32), [height * width, channels])
 
 
-def _to_bytes(values: tf.Tensor) -> tf.Tensor:
+def _cut_to_uint8(values: tf.Tensor) -> tf.Tensor:
     """Cut off, not rounded, as Pillow does."""
     return tf.cast(tf.clip_by_value(values, 0.0, 255.0), tf.uint8)
 
@@ -143,7 +143,7 @@ def _sharpness(image, strength):
     smooth = tf.floor((box + 4.0 * inner) / 13.0 + 0.5)
     # The outermost pixels have no neighbours on one side, and stay: only the difference is padded.
     difference = tf.pad(smooth - inner, [[1, 1], [1, 1], [0, 0]])
-    return _to_bytes(values + (1.0 - _factor(strength)) * difference)
+    return _cut_to_uint8(values + (1.0 - _factor(strength)) * difference)
 
 
 def _posterize(image, strength):
@@ -166,7 +166,7 @@ def _autocontrast(image, strength):
     scale = tf.where(high > low, 255.0 / tf.maximum(high - low, 1.0), 1.0)
     offset = tf.where(high > low, -low * scale, 0.0)
     # Rounding leaves whole numbers a little below themselves.
-    stretched = _to_bytes(colors * scale + (offset + 1e-3))
+    stretched = _cut_to_uint8(colors * scale + (offset + 1e-3))
     return tf.reshape(tf.transpose(stretched), image.shape)
 
 

@@ -39,7 +39,7 @@ def decode_train(
         crop = _decode_jpeg_window(encoded, window, size, channels)
         if config.data.antialias:
             return resize(crop, size)
-        return _to_bytes(tf.image.resize(crop, [size, size], method="bilinear"))
+        return _round_to_uint8(tf.image.resize(crop, [size, size], method="bilinear"))
 
     def other() -> tf.Tensor:
         return resize(_decode_other(encoded, lambda s: _random_window(s, seed), channels), size)
@@ -61,10 +61,10 @@ def resize(images: tf.Tensor, size: int) -> tf.Tensor:
     if tuple(images.shape[-3:-1]) == (size, size):
         return images
     resized = tf.image.resize(images, [size, size], method="bilinear", antialias=True)
-    return _to_bytes(resized)
+    return _round_to_uint8(resized)
 
 
-def _to_bytes(images: tf.Tensor) -> tf.Tensor:
+def _round_to_uint8(images: tf.Tensor) -> tf.Tensor:
     """Rounded; of interpolated bytes, none is outside their range."""
     return tf.cast(images + 0.5, tf.uint8)
 

@@ -136,7 +136,7 @@ def train_and_evaluate(
             distribute(
                 strategy,
                 lambda context: train_dataset(
-                    at_step, train_source, step, context, bad_examples.of(context)
+                    at_step, train_source, step, context, bad_examples.reporter(context)
                 ),
             )
         )
@@ -428,7 +428,7 @@ def _make_evaluate(config: Config, strategy, state: TrainState, source, bad_exam
     """`evaluate()`: the metrics of all examples of `source`, of the weights and of their EMA."""
     dataset = distribute(
         strategy,
-        lambda context: eval_dataset(config, source, context, bad_examples.of(context)),
+        lambda context: eval_dataset(config, source, context, bad_examples.reporter(context)),
     )
     num_steps = tf.constant(eval_steps(config, source, strategy.num_replicas_in_sync))
     models = {"": state.model}
