@@ -214,7 +214,7 @@ def test_a_label_outside_the_classes(tmp_path, label):
 
 
 def test_a_record_that_is_damaged_inside(folder, tmp_path):
-    from trainer.prepare import Request, prepare
+    from trainer.data.preparation import Request, prepare
 
     prepare(Request(folder, tmp_path / "out"))
     shard = tmp_path / "out" / "train-00000-of-00001"
