@@ -62,6 +62,11 @@ def test_a_missing_file_is_named_with_those_there_are(tmp_path, monkeypatch):
             "from trainer.config import Config\n\ndef get_config():\n    return Config(seed=-1)\n",
             "seed: must be in [0, 2**31), not -1",
         ),
+        (
+            "from trainer.config import Config\ndef get_config():\n    return Config(sync_bn=1)\n",
+            "get_config() failed: TypeError: Config.__init__() got an unexpected keyword argument "
+            "'sync_bn'; it is now model.sync_batch_norm",
+        ),
         ("raise ValueError('a\\nb')\n", "ValueError: a b"),
         ("import no_such_module\n", "ModuleNotFoundError: No module named 'no_such_module'"),
     ],
@@ -114,6 +119,10 @@ def test_an_assignment_without_equals_sign():
 )
 def test_an_unknown_field_is_answered_with_the_nearest(path, near):
     assert refusal(f"{path}=1") == f"{path}: unknown field; did you mean {near!r}?"
+
+
+def test_a_renamed_field_is_answered_with_its_new_name():
+    assert refusal("sync_bn=false") == "sync_bn: is now model.sync_batch_norm"
 
 
 def test_an_unknown_field_like_no_other_is_answered_with_all():

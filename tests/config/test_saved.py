@@ -22,7 +22,6 @@ OTHER_VALUES: dict[str, tuple[typing.Any, bool]] = {
     "precision": ("mixed_bfloat16", True),
     "xla": ("on", True),
     "deterministic": (True, True),
-    "sync_bn": (False, True),
     "accumulation_steps": (2, True),
     "label_smoothing": (0.1, True),
     "ema_decay": (0.99, True),
@@ -43,6 +42,7 @@ OTHER_VALUES: dict[str, tuple[typing.Any, bool]] = {
     "model.weights": ("resnet50.safetensors", True),
     "model.freeze": ("stage2", True),
     "model.batch_norm_inference": (True, True),
+    "model.sync_batch_norm": (False, True),
     "model.batch_norm_momentum": (0.99, True),
     "model.batch_norm_epsilon": (1e-3, True),
     "data.name": ("cifar10", True),
@@ -168,6 +168,19 @@ def test_a_field_that_the_saved_config_lacks_is_a_difference():
     differences = config_lib.differences(saved(Config()), old)
     assert len(differences) == 1
     assert differences[0].startswith("seed is 0")
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_a_saved_config_with_a_field_s_earlier_name_is_the_same_run(value):
+    config = override(Config(), [f"model.sync_batch_norm={value}"])
+    old = saved(config)
+    old["sync_bn"] = old.pop("model.sync_batch_norm")
+    assert config_lib.from_dict(old) == config
+    assert config_lib.differences(saved(config), old) == []
+    other = override(config, [f"model.sync_batch_norm={not value}"])
+    assert config_lib.differences(saved(other), old) == [
+        f"model.sync_batch_norm is {not value}, was {value}"
+    ]
 
 
 def test_a_saved_config_has_every_field_by_its_path():

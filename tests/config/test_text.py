@@ -18,7 +18,7 @@ from trainer.config import Config, override
         ("seed", " 7 ", 7),
         ("deterministic", "true", True),
         ("deterministic", "True", True),
-        ("sync_bn", "FALSE", False),
+        ("model.sync_batch_norm", "FALSE", False),
         ("ema_decay", "0.999", 0.999),
         ("ema_decay", "none", None),
         ("ema_decay", "None", None),

@@ -83,6 +83,7 @@ class ModelConfig(_Section):
     weights: str | None = None
     freeze: str | None = None
     batch_norm_inference: bool = False
+    sync_batch_norm: bool = True
     batch_norm_momentum: float = 0.9
     batch_norm_epsilon: float = 1e-5
 
@@ -262,7 +263,6 @@ class Config(_Section):
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
     xla: Literal["auto", "on", "off"] = "auto"
     deterministic: bool = False
-    sync_bn: bool = True
     accumulation_steps: int = 1
     label_smoothing: float = 0.0
     ema_decay: float | None = None

@@ -14,6 +14,9 @@ from trainer.config.fields import Config
 from trainer.config.text import describe, parse, suggest
 from trainer.errors import UserError
 
+# Saved configs and checkpoints of earlier versions have these names, and resume.
+_RENAMED = {"sync_bn": "model.sync_batch_norm"}
+
 
 def load(path: str) -> Config:
     """Runs the config file `path` and returns the result of its `get_config()`.
@@ -51,6 +54,7 @@ def load(path: str) -> Config:
     except (Exception, SystemExit) as error:
         raise UserError(
             f"--config={path}: get_config() failed: {type(error).__name__}: {_one_line(error)}"
+            f"{_new_name(error)}"
         ) from None
     if not isinstance(config, Config):
         raise UserError(
@@ -79,6 +83,8 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
 
 def _replace(config: Config, path: str, text: str) -> Config:
     known = dict(_leaves(config))
+    if path in _RENAMED:
+        raise UserError(f"{path}: is now {_RENAMED[path]}")
     if path not in known:
         raise UserError(f"{path}: unknown field; {suggest(path, known)}")
     *parents, name = path.split(".")
@@ -132,7 +138,7 @@ def from_dict(values: Mapping[str, Any]) -> Config:
         UserError: for an unknown field or a value that does not fit.
     """
     config = Config()
-    for path, value in values.items():
+    for path, value in _with_new_names(values).items():
         if path not in dict(_leaves(config)):
             raise UserError(f"{path}: unknown field")
         config = _with(config, path, tuple(value) if isinstance(value, list) else value)
@@ -141,6 +147,7 @@ def from_dict(values: Mapping[str, Any]) -> Config:
 
 def differences(values: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
     """Returns a text for each field that changes results and differs, both given by `to_dict`."""
+    saved = _with_new_names(saved)
     return [
         f"{path} is {values[path]!r}, was {saved.get(path, 'not there')!r}"
         for path in sorted(_paths_that_change_results(Config()))
@@ -153,6 +160,16 @@ def short_hash(config: Config) -> str:
     values = to_dict(config)
     kept = {path: values[path] for path in sorted(_paths_that_change_results(config))}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _with_new_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {_RENAMED.get(path, path): value for path, value in values.items()}
+
+
+def _new_name(error: BaseException) -> str:
+    """Returns a hint if a config file gives a field by its earlier name."""
+    names = [name for name in _RENAMED if f"keyword argument '{name}'" in str(error)]
+    return f"; it is now {_RENAMED[names[0]]}" if names else ""
 
 
 def _one_line(error: BaseException) -> str:
