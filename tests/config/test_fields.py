@@ -1,6 +1,7 @@
 """The fields: types, ranges, known names, rules between fields."""
 
 import dataclasses
+import importlib
 import re
 import subprocess
 import sys
@@ -220,6 +221,58 @@ def test_an_unknown_data_set_like_no_other_is_answered_with_all():
     assert message == (
         "data.name: unknown data set 'xyzzy'; known: arrays, cifar10, digits, folder, "
         "imagenet2012, synthetic, tfds, tfrecord"
+    )
+
+
+@pytest.fixture
+def own_modules(tmp_path, monkeypatch):
+    """A folder on Python's path, with modules that must not be run to be found."""
+    for name in (
+        "package/__init__.py",
+        "package/module.py",
+        "folder/module.py",
+        "a/b/c.py",
+        "plain.py",
+    ):
+        path = tmp_path / "own" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("raise SystemExit('was run')\n")
+    (tmp_path / "own" / "empty" / "below").mkdir(parents=True)
+    monkeypatch.syspath_prepend(str(tmp_path / "own"))
+    importlib.invalidate_caches()
+
+
+@pytest.mark.usefixtures("own_modules")
+@pytest.mark.parametrize("path", ["model.name", "data.name"])
+@pytest.mark.parametrize(
+    "name",
+    ["package.module", "folder.module", "a.b.c", "tests.config.common", "trainer.config.fields"],
+)
+def test_a_name_with_a_dot_is_a_module_that_is_found_and_not_run(path, name):
+    assert attrgetter(path)(override(Config(), [f"{path}={name}"])) == name
+    assert not {"package", "folder", "a"} & {module.partition(".")[0] for module in sys.modules}
+
+
+@pytest.mark.usefixtures("own_modules")
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [
+        ("nowhere.module", "nowhere"),
+        ("package.other", "package.other"),
+        ("package.module.deeper", "package.module.deeper"),
+        ("plain.py", "plain.py"),
+        ("plain.", "plain."),
+        (".plain", ".plain"),
+        ("package/module.py", "package/module.py"),
+        ("empty.below", "empty.below"),
+        ("trainer.config.field", "trainer.config.field"),
+        ("os.path.x", "os.path.x"),
+    ],
+)
+def test_a_module_that_is_not_there_is_named(name, missing):
+    assert refusal(f"model.name={name}") == (
+        f"model.name: unknown model {name!r}: a name with a dot is a Python module, and there is "
+        f"no module {missing} in this folder or on Python's path"
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from trainer.config.text import describe, matches, suggest
 from trainer.errors import UserError
-from trainer.registry import MODELS, SOURCES
+from trainer.registry import MODELS, SOURCES, missing_module
 
 # How many a checkpoint has room for: its shapes must not depend on the config.
 MAX_ROLLBACKS = 16
@@ -45,9 +45,17 @@ class _Section:
     def _require_name(self, field: str, known: Iterable[str], what: str) -> None:
         value = getattr(self, field)
         known = sorted(known)
-        if value not in known:
+        if value in known:
+            return
+        if "." not in value:
             raise UserError(
                 f"{self.PATH}{field}: unknown {what} {value!r}; {suggest(value, known)}"
+            )
+        missing = missing_module(value)
+        if missing is not None:
+            raise UserError(
+                f"{self.PATH}{field}: unknown {what} {value!r}: a name with a dot is a Python "
+                f"module, and there is no module {missing} in this folder or on Python's path"
             )
 
 
