@@ -83,7 +83,7 @@ class ModelConfig(_Section):
 
     PATH: ClassVar[str] = "model."
     name: str = "resnet20"
-    num_classes: int = 10
+    num_classes: int | None = 10  # none: as many as the data have
     zero_init_residual: bool = True
     blur_pool: bool = False
     stochastic_depth: float = 0.0
@@ -97,7 +97,9 @@ class ModelConfig(_Section):
 
     def _check_ranges(self) -> None:
         self._require_name("name", MODELS, "model")
-        self._require(self.num_classes >= 2, "num_classes", "at least 2")
+        self._require(
+            self.num_classes is None or self.num_classes >= 2, "num_classes", "at least 2"
+        )
         self._require(self.weights != "", "weights", "a path, or none")
         self._require(0 <= self.stochastic_depth < 1, "stochastic_depth", "in [0, 1)")
         self._require(0 <= self.dropout < 1, "dropout", "in [0, 1)")
