@@ -100,7 +100,7 @@ def norm(config: Config, name: str, gamma_initializer: str = "ones") -> BatchNor
     return BatchNorm(
         config.model.batch_norm_momentum,
         config.model.batch_norm_epsilon,
-        config.sync_bn,
+        config.model.sync_batch_norm,
         gamma_initializer,
         name=name,
     )
