@@ -22,7 +22,7 @@ from trainer.data import record_index, tfds_source
 from trainer.data.digits import Digits
 from trainer.data.pipeline import batch_indices, eval_dataset, train_dataset
 from trainer.data.source import open_source
-from trainer.devices.strategy import check_placement
+from trainer.devices.checks import check_placement
 from trainer.errors import UserError
 from trainer.registry import SOURCES
 

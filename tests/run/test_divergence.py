@@ -14,7 +14,7 @@ from trainer.errors import DivergedError
 from trainer.run import divergence, train
 from trainer.run.folder import RunFolder
 from trainer.run.log import read_records
-from trainer.step.optim import make_schedule
+from trainer.step.schedules import make_schedule
 from trainer.step.state import TrainState
 from trainer.step.train_step import TrainMetrics
 

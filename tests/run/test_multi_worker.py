@@ -80,7 +80,7 @@ def test_workers_that_would_not_compute_the_same_are_refused(data_dir, tmp_path)
     (shared / "DONE").unlink()
     commands = [_command(path, data_dir, "multi_worker", short) for path in (shared, own)]
     for output in finish(start_workers(commands), 2):
-        assert "error: the workers do not start from the same: this one is at step " in output
+        assert "error: the workers start from different states: this one is at step " in output
         assert "--workdir must be on storage that all workers see" in output
 
 

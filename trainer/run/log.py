@@ -9,7 +9,7 @@ import math
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import tensorflow as tf
@@ -20,36 +20,51 @@ from tqdm import tqdm
 
 from trainer.files import replacing, write_atomically
 from trainer.run.folder import RunFolder
+from trainer.run.length import Length
 from trainer.step.train_step import TrainMetrics
 
 _SECONDS_BETWEEN_LINES = 10.0
 
 
 class RunLog:
-    """Writes a run's numbers where people look for them; does nothing on workers but the chief.
+    """Writes a run's numbers where people look for them. Only the chief writes.
+
+    A context manager: its files are closed on errors, too.
 
     Args:
-        start_step: the step that the run goes on from.
+        start_step: the step from which the run continues.
     """
 
-    def __init__(
-        self, folder: RunFolder, start_step: int, total_steps: int, steps_per_epoch: float
-    ):
-        self._steps_per_epoch = steps_per_epoch
+    def __init__(self, folder: RunFolder, start_step: int, length: Length):
+        self._folder, self._length = folder, length
         self._enabled = folder.is_chief
         self._last_line = time.monotonic()
+        self._open_from(start_step)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._close()
+
+    def rewind(self, step: int) -> None:
+        """Drops what was written after `step`, to which the run has rolled back."""
+        self._close()
+        self._open_from(step)
+
+    def _open_from(self, step: int) -> None:
         if not self._enabled:
             return
-        _drop_records_after(folder.metrics, start_step)
+        _drop_records_after(self._folder.metrics, step)
         for name in ("train", "eval"):
-            _drop_events_after(folder.path / name, start_step)
-        self._metrics = open(folder.metrics, "a", encoding="utf-8")  # noqa: SIM115 (see close)
+            _drop_events_after(self._folder.path / name, step)
+        self._metrics = open(self._folder.metrics, "a", encoding="utf-8")  # noqa: SIM115 (see _close)
         # TensorBoard's own writer: a scalar by tf.summary costs 0.3 ms, a step has several.
-        self._train = EventFileWriter(str(folder.path / "train"))
-        self._eval = EventFileWriter(str(folder.path / "eval"))
+        self._train = EventFileWriter(str(self._folder.path / "train"))
+        self._eval = EventFileWriter(str(self._folder.path / "eval"))
         self._bar = tqdm(
-            total=total_steps,
-            initial=start_step,
+            total=self._length.total_steps,
+            initial=step,
             unit="step",
             disable=not sys.stderr.isatty(),
             dynamic_ncols=True,
@@ -122,10 +137,11 @@ class RunLog:
         self.say(f"{self._where(step)}: evaluated: {shown}")
 
     def _where(self, step: int) -> str:
-        return f"step {step}/{self._bar.total} (epoch {step / self._steps_per_epoch:.1f})"
+        return f"step {step}/{self._bar.total} (epoch {step / self._length.steps_per_epoch:.1f})"
 
     def _record(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        record = {"kind": kind, "step": step, "epoch": round(step / self._steps_per_epoch, 4)}
+        epoch = round(step / self._length.steps_per_epoch, 4)
+        record = {"kind": kind, "step": step, "epoch": epoch}
         # JSON has no NaN: null.
         bad = {k for k, v in values.items() if isinstance(v, float) and not math.isfinite(v)}
         record |= {k: None if k in bad else v for k, v in values.items()}
@@ -138,7 +154,7 @@ class RunLog:
             self._train.flush()
             self._eval.flush()
 
-    def close(self) -> None:
+    def _close(self) -> None:
         if self._enabled:
             self._bar.close()
             self._metrics.close()

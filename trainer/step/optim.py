@@ -1,20 +1,17 @@
-"""Optimizers and learning-rate schedules.
+"""Optimizers.
 
-Our own, since the train step decides itself when to reduce, to skip and to apply (see steps.py):
+They are our own because the train step decides when to reduce, skip and apply (see train_step.py):
 Keras' optimizers reduce gradients inside `apply_gradients`, and its loss scaling decides per
-replica. An optimizer here only updates the variables of the replica that calls it, with gradients
+replica. An optimizer here updates only the variables of the replica that calls it, with gradients
 that are already the same on all replicas.
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 import tensorflow as tf
 
-from trainer.config import Config, OptimizerConfig
-
-Schedule = Callable[[tf.Tensor], tf.Tensor]
+from trainer.config import OptimizerConfig
 
 
 class Optimizer(tf.Module):
@@ -155,32 +152,3 @@ def make_optimizer(
     if rate_factors is None:
         rate_factors = [1.0] * len(variables)
     return OPTIMIZERS[config.name](config, variables, rate_factors)
-
-
-def make_schedule(config: Config, steps_per_epoch: float, total_steps: int) -> Schedule:
-    """The learning rate as a function of the step: `int64 scalar -> float32 scalar`.
-
-    Warm-up is linear from `1 / warmup_steps` of the peak to the peak. After it, `cosine` falls from
-    the peak to 0 at `total_steps` (Loshchilov & Hutter 2017, eq. 5, without restarts), `step`
-    multiplies by `milestone_factor` at each milestone, in epochs, `constant` stays.
-    """
-    optimizer = config.optimizer
-    warmup_steps = optimizer.warmup_epochs * steps_per_epoch
-
-    def schedule(step: tf.Tensor) -> tf.Tensor:
-        step = tf.cast(step, tf.float32)
-        rate = tf.constant(optimizer.learning_rate)
-        if optimizer.schedule == "cosine":
-            done = (step - warmup_steps) / max(total_steps - warmup_steps, 1.0)
-            rate *= 0.5 * (1.0 + tf.cos(math.pi * tf.clip_by_value(done, 0.0, 1.0)))
-        elif optimizer.schedule == "step":
-            passed = sum(
-                tf.cast(step >= epoch * steps_per_epoch, tf.float32)
-                for epoch in optimizer.milestones
-            )
-            rate *= tf.pow(optimizer.milestone_factor, passed)
-        if warmup_steps:
-            rate *= tf.minimum((step + 1.0) / warmup_steps, 1.0)
-        return rate
-
-    return schedule

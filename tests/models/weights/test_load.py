@@ -482,7 +482,7 @@ def test_a_run_is_fine_tuned_and_goes_on_without_the_file(
         return capsys.readouterr().out
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_lib, "_StopRequest", StopAfter(2))
+        patch.setattr(train_lib, "StopRequest", StopAfter(2))
         with pytest.raises(PreemptedError):
             train("run")
     assert re.search(
