@@ -91,6 +91,6 @@ def test_workers_go_back_together(data_dir, tmp_path):
     flags += ("--set=on_divergence=rollback", "--set=max_rollbacks=2", "--set=checkpoint_every_s=0")
     command = _command(tmp_path, data_dir, "multi_worker", *flags)
     for output in finish(start_workers([command] * 2), 43):
-        assert "went back 2 times already (max_rollbacks)" in output
+        assert "rolled back 2 times already (max_rollbacks)" in output
     steps = [r["step"] for r in read_records(tmp_path / "metrics.jsonl", "divergence")]
     assert len(steps) == 3

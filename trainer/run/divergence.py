@@ -23,7 +23,7 @@ class Divergence(NamedTuple):
     gradient_norm: float
     learning_rate: float
     loss_scale: float
-    layer: str  # the first in the backward pass whose gradient is not finite, "" if none
+    layer: str  # the first in the backward pass without a finite gradient; "" if none
     examples: list[int]  # indices into the training split, of the global batch
 
     def __str__(self) -> str:

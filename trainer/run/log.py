@@ -1,7 +1,7 @@
-"""What a run tells: metrics.jsonl, TensorBoard, the terminal. Each step once, however often killed.
+"""A run's log: metrics.jsonl, TensorBoard and the terminal. Every step appears once, despite kills.
 
-A run that goes on from step S first drops what was written after S, by a killed process or before a
-rollback: those steps are about to be done, and written, again. Records of divergences stay.
+A run that resumes at step S first drops what was written after S, by a killed process or before a
+rollback: those steps are about to be trained and written again. Records of divergences stay.
 """
 
 import json
@@ -71,7 +71,7 @@ class RunLog:
         )
 
     def say(self, line: str) -> None:
-        """A line for the person who watches."""
+        """Prints a line on the terminal, above the progress bar."""
         if self._enabled:
             self._bar.write(line, file=sys.stdout)
             sys.stdout.flush()
@@ -84,16 +84,17 @@ class RunLog:
         images_per_second: float,
         traces: int,
     ) -> None:
-        """One loop's steps, the last of which is `step`.
+        """Writes the steps of one loop, the last of which is `step`.
 
         Args:
             seconds: how long the loop took.
-            traces: how often it was traced so far; more than once is a waste to look into.
+            traces: how often the loop has been traced so far; more than once per image size is a
+                waste to look into.
         """
         if not self._enabled:
             return
         columns = {name: np.asarray(values) for name, values in metrics._asdict().items()}
-        del columns["bad_variable"]  # for a divergence's own record
+        del columns["bad_variable"]  # in the record of a divergence
         num_steps = len(columns["loss"])
         first = step - num_steps + 1
         rates = {
@@ -121,13 +122,13 @@ class RunLog:
             )
 
     def event(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Something that is no curve, for metrics.jsonl alone: `startup`, `divergence`."""
+        """Writes a record that is not a curve, such as `divergence`, to metrics.jsonl."""
         if self._enabled:
             self._record(kind, step, values)
             self._metrics.flush()
 
     def evaluation(self, step: int, values: dict[str, float]) -> None:
-        """The metrics of an evaluation after `step`: `top1_accuracy`, …, `ema_top1_accuracy`, …"""
+        """Writes the metrics of the evaluation after `step`, such as `top1_accuracy`."""
         if not self._enabled:
             return
         self._record("eval", step, values)
@@ -142,13 +143,13 @@ class RunLog:
     def _record(self, kind: str, step: int, values: dict[str, Any]) -> None:
         epoch = round(step / self._length.steps_per_epoch, 4)
         record = {"kind": kind, "step": step, "epoch": epoch}
-        # JSON has no NaN: null.
+        # JSON has no NaN; null stands for it.
         bad = {k for k, v in values.items() if isinstance(v, float) and not math.isfinite(v)}
         record |= {k: None if k in bad else v for k, v in values.items()}
         self._metrics.write(json.dumps(record) + "\n")
 
     def flush(self) -> None:
-        """Before a checkpoint is saved: what it counts as done must have been written."""
+        """Writes everything to the files: called before a checkpoint counts its steps as done."""
         if self._enabled:
             self._metrics.flush()
             self._train.flush()
@@ -168,7 +169,7 @@ def _add_scalars(writer: EventFileWriter, step: int, values: dict[str, float]) -
 
 
 def read_records(path: Path, kind: str) -> list[dict[str, Any]]:
-    """The records of one kind, as `train` or `eval`, of a metrics.jsonl; not a torn last line."""
+    """Returns the records of one kind, such as `train` or `eval`; a torn last line is dropped."""
     if not path.exists():
         return []
     return [r for r in _parse(path.read_text(encoding="utf-8")) if r["kind"] == kind]
@@ -179,7 +180,7 @@ def _parse(text: str) -> list[dict[str, Any]]:
     for line in text.splitlines():
         try:
             records.append(json.loads(line))
-        except ValueError:  # a kill in the middle of a write: nothing after it is whole
+        except ValueError:  # a kill during a write: nothing after it is whole
             break
     return records
 
@@ -193,12 +194,11 @@ def _drop_records_after(path: Path, step: int) -> None:
 
 
 def _drop_events_after(folder: Path, step: int) -> None:
-    """Rewrites TensorBoard's event files without what came after `step`.
+    """Rewrites TensorBoard's event files without the events after `step`.
 
-    An event file cannot be cut by its reader alone: TensorBoard would draw the dropped steps, and
-    then the repeated ones, as a second line.
+    Otherwise TensorBoard would draw the dropped steps, and then the repeated ones as a second line.
     """
-    for leftover in folder.glob(".events.out.tfevents.*.tmp"):  # of a kill in the lines below
+    for leftover in folder.glob(".events.out.tfevents.*.tmp"):  # left by a kill in the lines below
         leftover.unlink()
     for path in sorted(folder.glob("events.out.tfevents.*")):
         kept = 0
@@ -210,6 +210,6 @@ def _drop_events_after(folder: Path, step: int) -> None:
                         writer.write(record)
                         kept += event.HasField("summary")
             except tf.errors.DataLossError:
-                pass  # a kill in the middle of a write: nothing after it is whole
+                pass  # a kill during a write: nothing after it is whole
         if not kept:
             path.unlink()

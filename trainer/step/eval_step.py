@@ -23,25 +23,25 @@ class EvalTotals(NamedTuple):
 def make_eval_loop(
     config: Config, strategy: tf.distribute.Strategy, model: tf_keras.Model
 ) -> Callable[[Iterator, tf.Tensor], EvalTotals]:
-    """The compiled loop `eval_loop(iterator, num_steps)`.
+    """Returns the compiled loop `eval_loop(iterator, num_steps) -> EvalTotals`.
 
-    `iterator` yields `(images, labels, weights)` for each replica; the weight of an example is 1.0,
+    `iterator` yields `(images, labels, weights)` for each replica. The weight of an example is 1.0,
     that of padding 0.0.
     """
-    # Two classes have no top 5; the right one is then always among them.
+    # With five classes or fewer, the right one is always among the top 5.
     k = min(5, config.model.num_classes)
 
     def replica_step(images: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
         logits = model(normalize(images, config), training=False)
         losses = softmax_cross_entropy(logits, labels)
-        # Rank of the right class: ties count against the model, so that constant logits are wrong.
+        # The rank of the right class. Ties count against the model, so constant logits are wrong.
         right = tf.gather(logits, labels, batch_dims=1)[:, None]
         others = tf.one_hot(labels, config.model.num_classes, on_value=False, off_value=True)
         rank = tf.reduce_sum(tf.cast((logits >= right) & others, tf.int32), axis=-1)
-        sane = tf.reduce_all(tf.math.is_finite(logits), axis=-1)  # of NaNs, none is above another
+        sane = tf.reduce_all(tf.math.is_finite(logits), axis=-1)  # no NaN is above another
         top1, top5 = (tf.cast((rank < top) & sane, tf.float32) for top in (1, k))
         columns = tf.stack([losses, top1, top5, tf.ones_like(losses)], axis=-1)
-        # where, not a product: the padding's loss may be infinite.
+        # `where` instead of a product: the loss of padding may be infinite.
         return tf.reduce_sum(tf.where(weights[:, None] > 0, columns, 0.0), axis=0)
 
     @tf.function

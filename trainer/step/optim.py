@@ -15,15 +15,15 @@ from trainer.config import OptimizerConfig
 
 
 class Optimizer(tf.Module):
-    """The slots of an update rule; made under the strategy's scope, one per model.
+    """An update rule and its slots; built under the strategy's scope, one per model.
 
     Attributes:
-        SLOTS: how many there are for each variable.
+        SLOTS: the number of slots per variable.
 
     Args:
         config: the `optimizer` section.
-        variables: the trainable variables, in the order that gradients come in.
-        rate_factors: what the learning rate of each is multiplied by.
+        variables: the trainable variables, in the order of their gradients.
+        rate_factors: multiplies the learning rate of each variable.
     """
 
     SLOTS: ClassVar[int]
@@ -37,7 +37,7 @@ class Optimizer(tf.Module):
         super().__init__()
         self.config = config
         self._rate_factors = list(rate_factors)
-        # Only kernels decay: they alone have more than one axis. Decaying batch norm's scales and
+        # Only kernels decay; only they have more than one axis. Decaying batch norm's scales and
         # biases costs accuracy (Goyal et al. 2017, section 5.3; He et al. 2018, section 3.1).
         self._decay = [config.weight_decay if v.shape.rank > 1 else 0.0 for v in variables]
 
@@ -57,11 +57,11 @@ class Optimizer(tf.Module):
         """Updates this replica's copies of the variables and slots, once.
 
         Args:
-            variables: those that the slots were made for, in that order.
+            variables: those that the slots were built for, in that order.
             gradients: float32, of the variables' shapes.
             learning_rate: float32 scalar.
         """
-        raise NotImplementedError("an optimizer is one of OPTIMIZERS")
+        raise NotImplementedError("abstract: see OPTIMIZERS")
 
 
 class SGD(Optimizer):
@@ -98,7 +98,8 @@ class SGD(Optimizer):
 
 
 class AdamW(Optimizer):
-    """Adam, weight decay decoupled (Loshchilov & Hutter 2019, algorithm 2); `momentum` is β1."""
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2). `momentum` is
+    β1."""
 
     SLOTS = 2
 
@@ -143,11 +144,10 @@ def make_optimizer(
     variables: Sequence[tf.Variable],
     rate_factors: Sequence[float] | None = None,
 ) -> Optimizer:
-    """The optimizer that the config names, with its slots at zero.
+    """Builds the optimizer that the config names, with its slots at zero.
 
     Args:
-        rate_factors: what the learning rate of each variable is multiplied by: 1 where there are
-            none.
+        rate_factors: multiplies the learning rate of each variable. Default: 1 for all.
     """
     if rate_factors is None:
         rate_factors = [1.0] * len(variables)
