@@ -1,4 +1,4 @@
-"""What a config asks for against what the devices of a strategy can do."""
+"""Checks of a config against the devices of a strategy."""
 
 import math
 
@@ -9,10 +9,10 @@ from trainer.errors import UserError
 
 
 def check_batch_size(config: Config, num_replicas: int) -> None:
-    """The batch must be whole images, and pairs where it is mixed, for each replica and part.
+    """Checks that each replica and micro-batch gets whole images, and pairs of them for mixing.
 
     Raises:
-        UserError: where it is not.
+        UserError: if not, with the nearest batch size that does.
     """
     size, accumulation = config.data.global_batch_size, config.accumulation_steps
     parts = num_replicas * accumulation
@@ -30,32 +30,33 @@ def check_batch_size(config: Config, num_replicas: int) -> None:
 
 
 def check_placement(strategy: tf.distribute.Strategy, config: Config, in_graph: bool) -> None:
-    """The input of a TPU slice runs on its remote hosts, which run TensorFlow but no Python.
+    """Checks that the input can run on a TPU slice's remote hosts, which run no Python.
 
     Raises:
-        UserError: for what needs Python there. Tested with a stand-in for the slice.
+        UserError: for a source or setting that needs Python there. Tested with a stand-in for the
+            slice.
     """
     is_slice = isinstance(strategy, tf.distribute.TPUStrategy) and strategy.extended.num_hosts > 1
     if is_slice and not in_graph:
         raise UserError(
-            f"data.name={config.data.name}: read from Python, which the "
+            f"data.name={config.data.name}: is read by Python, which the "
             f"{strategy.extended.num_hosts} hosts of this TPU slice do not run: prepare the data "
             f"as TFRecord (TFDS with --file_format=tfrecord, or python -m trainer.prepare)"
         )
     if is_slice and config.data.on_bad_example == "skip":
         raise UserError(
-            f"data.on_bad_example=skip: tells of bad examples from Python, which the "
+            f"data.on_bad_example=skip: reports bad examples by Python, which the "
             f"{strategy.extended.num_hosts} hosts of this TPU slice do not run: verify the data "
             f"with python -m trainer.prepare, and set it to fail"
         )
 
 
 def check_tpu(config: Config) -> None:
-    """Raises UserError for settings that no TPU runs."""
+    """Raises UserError for settings that no TPU supports."""
     if config.xla == "off":
-        raise UserError("xla is 'off', but a TPU runs nothing else: --set xla=auto")
+        raise UserError("xla is 'off', but TPUs run only code that XLA compiled: --set xla=auto")
     if config.precision == "mixed_float16":
         raise UserError(
-            "precision is 'mixed_float16', which TPUs do not compute in: --set "
+            "precision is 'mixed_float16', which TPUs do not support: --set "
             "precision=mixed_bfloat16"
         )

@@ -21,7 +21,7 @@ def choose_compilation(config: Config, strategy: tf.distribute.Strategy) -> Comp
     """Resolves `xla: auto|on|off` for the devices of this strategy.
 
     Raises:
-        UserError: where `on` cannot hold together with another field.
+        UserError: if `on` contradicts another field.
     """
     if isinstance(strategy, tf.distribute.TPUStrategy):
         check_tpu(config)

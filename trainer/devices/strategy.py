@@ -9,15 +9,16 @@ from trainer.failures import is_loss_of_peer
 
 
 def create_strategy(name: str, tpu: str, virtual_devices: int) -> tf.distribute.Strategy:
-    """The strategy that `--strategy` names; called once, before TensorFlow touches a device.
+    """Creates the strategy that `--strategy` names. Called once, before TensorFlow uses a device.
 
     Args:
-        name: `auto` (no TPU: main resolves that), `one_device`, `mirrored`, `multi_worker`, `tpu`.
-        tpu: what tpu.prepare returns, or "" for none.
-        virtual_devices: split the CPU into this many logical devices; 0 leaves it whole.
+        name: `auto` (never a TPU: the command resolves that before), `one_device`, `mirrored`,
+            `multi_worker` or `tpu`.
+        tpu: the result of `tpu.prepare`; "" without a TPU.
+        virtual_devices: splits the CPU into this many logical devices; 0 leaves it whole.
 
     Raises:
-        UserError: where this machine or environment cannot run it.
+        UserError: if this machine or environment cannot run it.
     """
     if virtual_devices:
         tf.config.set_logical_device_configuration(
@@ -46,7 +47,7 @@ def _choose(virtual_devices: int) -> str:
 
 
 def _tpu(address: str) -> tf.distribute.Strategy:
-    # Where there is none, initialising it ends the process by a signal (seen with 2.20).
+    # Without a TPU, initialising it ends the process by a signal (seen with 2.20).
     if address == LOCAL and not tf.config.list_physical_devices("TPU"):
         raise UserError(
             f"--tpu={address}: TensorFlow sees no TPU, though this machine has one: another "
@@ -70,25 +71,25 @@ def _tpu(address: str) -> tf.distribute.Strategy:
 
 
 def _advice(message: str) -> str:
-    """What to do about what TensorFlow says where it initialises a TPU."""
+    """Returns advice for an error of TensorFlow's at the initialisation of a TPU."""
     if "ConfigureDistributedTPU" in message or "TPU_SYSTEM" in message:
         return (
-            "TensorFlow there knows no TPU: it must be tensorflow-tpu (requirements-tpu.txt), on a "
-            "TPU VM"
+            "TensorFlow there does not support TPUs: it must be tensorflow-tpu "
+            "(requirements-tpu.txt), on a TPU VM"
         )
-    # As users of TPUs met it: tensorflow's issues #35700, #40196.
+    # Reported by TPU users in tensorflow#35700 and #40196.
     if any(text in message for text in ("registered", "NodeDef")):
         return (
-            f"its hosts may run another TensorFlow than this {tf.__version__}, which must be the "
-            f"same"
+            f"its hosts may run a TensorFlow other than this machine's {tf.__version__}; the "
+            f"versions must be equal"
         )
-    return "make the TPU anew, or see BUILD.md"
+    return "create the TPU again, or see docs/tpu.md"
 
 
 def checkpoint_device(strategy: tf.distribute.Strategy) -> str | None:
-    """Where checkpoints are written from and read; None for where the variables are.
+    """Returns the device that reads and writes checkpoints; None for the variables' own devices.
 
-    The variables of a TPU slice are on its hosts, whose servers may see other files than this
-    process, and of which each would write a part.
+    The variables of a TPU slice are on its hosts. Their servers may see other files than this
+    process, and each would write a part.
     """
     return "/job:localhost" if isinstance(strategy, tf.distribute.TPUStrategy) else None
