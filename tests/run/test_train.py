@@ -14,8 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.conftest import strategy_of, with_data, with_model, with_optimizer
 from tests.step_runs import StopAfter
 from trainer.config import AugmentConfig, Config
+from trainer.data import pipeline
 from trainer.errors import DivergedError, PreemptedError, UserError
-from trainer.run import train
+from trainer.run import evaluation, train
 from trainer.run.folder import RunFolder
 from trainer.run.length import Length
 from trainer.run.log import RunLog, read_records
@@ -100,14 +101,14 @@ def test_image_sizes_grow_as_configured_also_after_a_stop(digits_config, data_di
     seen = []
 
     def run(folder, **changes):
-        original = train.train_dataset
+        original = pipeline.train_dataset
 
         def watched(config, source, step, *others):
             seen.append((step, config.data.image_size))
             return original(config, source, step, *others)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(train, "train_dataset", watched)
+            patch.setattr(pipeline, "train_dataset", watched)
             return _train(dataclasses.replace(config, **changes), folder, data_dir)
 
     run(tmp_path / "whole")
@@ -189,14 +190,14 @@ def test_a_lack_of_memory_says_what_to_try(linear_config, data_dir, tmp_path):
     message = str(caught.value)
     assert message.startswith(
         "out of memory with 16 images at a time (data.global_batch_size 96 / 2 replica(s) / "
-        "accumulation_steps 3): try, by --set and in a new --workdir, accumulation_steps=4 (the "
+        "accumulation_steps 3): try, with --set and a new --workdir, accumulation_steps=4 (the "
     )
     assert len(message.splitlines()) == 1
     assert read_records(tmp_path / "metrics.jsonl", "train") == []
 
 
 def test_an_evaluation_that_miscounts_is_a_bug(linear_config, data_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "eval_steps", lambda *args: 1)  # 256 of the 360
+    monkeypatch.setattr(evaluation, "eval_steps", lambda *args: 1)  # 256 of the 360
     with pytest.raises(AssertionError, match=r"evaluated 256.0 examples of 360"):
         _train(linear_config, tmp_path, data_dir)
 
