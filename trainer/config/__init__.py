@@ -93,6 +93,7 @@ class ModelConfig(_Section):
     dropout: float = 0.0
     weights: str | None = None
     freeze: str | None = None
+    sync_batch_norm: bool = True
     batch_norm_inference: bool = False
     batch_norm_momentum: float = 0.9
     batch_norm_epsilon: float = 1e-5
