@@ -154,7 +154,7 @@ def test_a_recipes_loops_leave_the_host_alone(path):
 OPTIONS = {
     "average, parts, clipping, own statistics": (
         *("model.name=resnet8", "ema_decay=0.9", "accumulation_steps=2"),
-        *("optimizer.clip_norm=1.0", "sync_bn=false", "label_smoothing=0.1"),
+        *("optimizer.clip_norm=1.0", "model.sync_batch_norm=false", "label_smoothing=0.1"),
     ),
     "dropout, depth, blur, mixing, AdamW, bfloat16": (
         *("model.name=tiny_rs", "model.dropout=0.2", "model.stochastic_depth=0.2"),

@@ -1,6 +1,5 @@
 """Builds the model that a config names."""
 
-import dataclasses
 import importlib
 from types import ModuleType
 
@@ -32,7 +31,7 @@ def build_model(config: Config, channels: int) -> tf_keras.Model:
     tf_keras.utils.set_random_seed(config.seed)
     tf_keras.backend.reset_uids()  # layers without a name of their own: the same ones each time
     tf_keras.mixed_precision.set_global_policy(config.precision)
-    model = family.build(dataclasses.replace(config.model, sync_batch_norm=config.sync_bn))
+    model = family.build(config.model)
     model.build((None, config.data.image_size, config.data.image_size, channels))
     if config.model.freeze is not None:
         freeze(model, config.model.freeze)

@@ -107,7 +107,7 @@ def make_replica_step(
         return gradients, loss, accuracy
 
     # The micro-batches share one trace, where no reduction between replicas forbids a function.
-    if config.accumulation_steps > 1 and not (config.sync_bn and num_replicas > 1):
+    if config.accumulation_steps > 1 and not (config.model.sync_batch_norm and num_replicas > 1):
         forward_backward = tf.function(forward_backward)
 
     def replica_step(step: tf.Tensor, images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
@@ -131,7 +131,7 @@ def make_replica_step(
         gradients, loss, accuracy = totals
 
         # Without SyncBN each replica saw other statistics: their mean keeps the copies equal.
-        uneven = [] if config.sync_bn else [v / num_replicas for v in statistics]
+        uneven = [] if config.model.sync_batch_norm else [v / num_replicas for v in statistics]
         gradients, loss, accuracy, means = _sum_over_replicas(
             (gradients, loss, accuracy, uneven), num_replicas
         )
@@ -149,7 +149,7 @@ def make_replica_step(
                     gradient_norm, config.optimizer.clip_norm
                 )
                 clipped = [gradient * factor for gradient in gradients]
-            if not config.sync_bn:
+            if not config.model.sync_batch_norm:
                 for variable, mean in zip(statistics, means, strict=True):
                     variable.assign(mean)
             state.optimizer.apply(weights, clipped, learning_rate)

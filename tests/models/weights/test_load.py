@@ -382,7 +382,7 @@ def changed(run: Run, steps: int) -> dict[str, set[bool]]:
 @pytest.mark.parametrize("num_replicas", [1, 2])
 def test_frozen_stages_stay_to_the_bit_with_their_statistics(digits_config, digits, num_replicas):
     settings = ("model.freeze=stage1", "ema_decay=0.9", "optimizer.weight_decay=0.01")
-    frozen = config_of(digits_config, "tiny_resnet", *settings, "sync_bn=false")
+    frozen = config_of(digits_config, "tiny_resnet", *settings, "model.sync_batch_norm=false")
     run = Run(frozen, digits, strategy_of(num_replicas))
     assert changed(run, 3) == {"stem": {False}, "stage1": {False}, "stage2": {True}, "head": {True}}
     for average, value in zip(
