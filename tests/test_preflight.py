@@ -4,7 +4,6 @@ Nothing here, as nothing there, runs on a TPU.
 """
 
 import contextlib
-import dataclasses
 import json
 import os
 import select
@@ -38,7 +37,7 @@ from trainer.step import state as state_lib
 from trainer.step.state import TrainState
 
 ROOT = Path(__file__).parents[1]
-NO_SYNC_BN = "sync_bn=false"
+NO_SYNC_BN = "model.sync_batch_norm=false"
 needs_compiler = pytest.mark.skipif(
     not compiler.PYTHON.exists(), reason="needs the TPU's compiler: make preflight-env"
 )
@@ -147,16 +146,17 @@ def all_reduced(module: hlo_pb2.HloModuleProto, num_replicas: int) -> list[int]:
 
 
 @pytest.mark.usefixtures("xla")
-@pytest.mark.parametrize("sync_bn", [False, True])
-def test_all_that_replicas_share_is_summed_once(small_config, sync_bn):
+@pytest.mark.parametrize("sync_batch_norm", ["false", "true"])
+def test_all_that_replicas_share_is_summed_once(small_config, sync_batch_norm):
     """Gradients, loss and accuracy; and the statistics once a step, or their moments once in each
     direction: by the model's variables."""
-    config = dataclasses.replace(small_config, sync_bn=sync_bn, accumulation_steps=1)
+    settings = [f"model.sync_batch_norm={sync_batch_norm}", "accumulation_steps=1"]
+    config = config_lib.override(small_config, settings)
     hlo = program.train_step_program(with_data(config, global_batch_size=48), 4)
     module = hlo_pb2.HloModuleProto.FromString(hlo)
     model = build_model(config, 1)
     expected = [v.shape.num_elements() for v in model.trainable_variables] + [1, 1]
-    if sync_bn:
+    if config.model.sync_batch_norm:
         norms = [layer for layer in model._flatten_layers() if isinstance(layer, BatchNorm)]
         expected += [2 * norm.gamma.shape[0] for norm in norms for _ in ("forward", "backward")]
     else:

@@ -15,15 +15,17 @@ MODELS.setdefault("dense", "benchmarks.peers.dense_model")
 STEPS_PER_LOOP = 100
 
 
-def make_config(request: protocol.Request, num_replicas: int = 1, sync_bn: bool = True) -> Config:
+def make_config(
+    request: protocol.Request, num_replicas: int = 1, sync_batch_norm: bool = True
+) -> Config:
     """`request.batch` images on each replica."""
     return Config(
         precision="float32" if request.precision == "float32" else "mixed_bfloat16",
         label_smoothing=protocol.LABEL_SMOOTHING,
-        sync_bn=sync_bn,
         model=ModelConfig(
             name=request.model,
             num_classes=request.classes,
+            sync_batch_norm=sync_batch_norm,
             batch_norm_momentum=protocol.BN_MOMENTUM,
             batch_norm_epsilon=protocol.BN_EPSILON,
         ),
@@ -51,9 +53,12 @@ class Loop:
     """State, compiled loop and input under a strategy: what train_and_evaluate makes of them."""
 
     def __init__(
-        self, request: protocol.Request, strategy: tf.distribute.Strategy, sync_bn: bool = True
+        self,
+        request: protocol.Request,
+        strategy: tf.distribute.Strategy,
+        sync_batch_norm: bool = True,
     ):
-        config = make_config(request, strategy.num_replicas_in_sync, sync_bn)
+        config = make_config(request, strategy.num_replicas_in_sync, sync_batch_norm)
         compiled = choose_compilation(config, strategy).compiled
         self.state, _, self.train_loop = build_training(
             config, strategy, request.channels, 1000.0, 1000, compiled

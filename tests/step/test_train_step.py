@@ -22,6 +22,11 @@ from trainer.step.state import TrainState
 _TOLERANCE = 1e-4
 
 
+def _synchronized(config: Config, value: bool) -> Config:
+    model = dataclasses.replace(config.model, sync_batch_norm=value)
+    return dataclasses.replace(config, model=model)
+
+
 def _furthest(run: Run, reference: Run) -> float:
     """The largest relative distance of a weight or a batch norm statistic, tensor by tensor."""
     pairs = zip(run.state.model.variables, reference.state.model.variables, strict=True)
@@ -159,15 +164,15 @@ def test_accumulation_is_the_big_batch(config, digits, num_replicas):
     assert _furthest(parts, whole) < 1e-5
 
 
-def test_without_sync_bn_replicas_keep_equal_statistics(config, digits):
-    config = dataclasses.replace(config, sync_bn=False)
+def test_without_sync_batch_norm_replicas_keep_equal_statistics(config, digits):
+    config = _synchronized(config, False)
     run = Run(config, digits, strategy_of(2))
     run.train(3)
     statistics = run.state.model.non_trainable_variables
     for variable in statistics:
         first, second = run.strategy.experimental_local_results(variable)
         np.testing.assert_array_equal(first, second)
-    synchronized = Run(dataclasses.replace(config, sync_bn=True), digits, strategy_of(2))
+    synchronized = Run(_synchronized(config, True), digits, strategy_of(2))
     synchronized.train(3)
     assert _furthest(run, synchronized) > _TOLERANCE  # it is another computation
 
@@ -235,15 +240,14 @@ def test_the_average_follows_its_closed_form(config, digits):
 
 @pytest.mark.usefixtures("xla")
 @pytest.mark.parametrize(
-    ("num_replicas", "sync_bn", "accumulation_steps", "expected"),
+    ("num_replicas", "sync_batch_norm", "accumulation_steps", "expected"),
     [(1, True, 1, "step"), (1, True, 2, "step"), (2, False, 1, "forward_backward")],
 )
 def test_xla_on_cpu_computes_the_same(
-    config, digits, num_replicas, sync_bn, accumulation_steps, expected
+    config, digits, num_replicas, sync_batch_norm, accumulation_steps, expected
 ):
-    config = dataclasses.replace(
-        config, sync_bn=sync_bn, xla="on", accumulation_steps=accumulation_steps
-    )
+    config = dataclasses.replace(config, xla="on", accumulation_steps=accumulation_steps)
+    config = _synchronized(config, sync_batch_norm)
     compiled = choose_compilation(config, strategy_of(num_replicas)).compiled
     assert compiled == expected
     plain, run = (
@@ -260,7 +264,9 @@ def test_xla_is_chosen_and_refused_with_a_reason(config):
     assert auto.compiled == "nothing"
     assert "oneDNN" in auto.reason
     assert choose_compilation(dataclasses.replace(config, xla="off"), two).compiled == "nothing"
-    with pytest.raises(UserError, match=r"xla is 'on' and sync_bn is true.*2 CPU replicas"):
+    with pytest.raises(
+        UserError, match=r"xla is 'on' and model\.sync_batch_norm is true.*2 CPU replicas"
+    ):
         choose_compilation(dataclasses.replace(config, xla="on"), two)
 
 

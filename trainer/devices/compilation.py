@@ -39,7 +39,7 @@ def choose_compilation(config: Config, strategy: tf.distribute.Strategy) -> Comp
         return Compilation("step", f"XLA on ({why}): the whole step is compiled")
     # Between CPU replicas, TensorFlow reduces from Python threads, and between workers through
     # collective operations that wait for each other: outside of what is compiled.
-    if not config.sync_bn:
+    if not config.model.sync_batch_norm:
         return Compilation(
             "forward_backward",
             f"XLA on ({why}): forward and backward are compiled, the reduction between replicas "
@@ -47,9 +47,11 @@ def choose_compilation(config: Config, strategy: tf.distribute.Strategy) -> Comp
         )
     place = "workers" if several_workers else "CPU replicas"
     if config.xla == "auto":
-        return Compilation("nothing", f"XLA off (auto): sync_bn reduces between {place} inside")
+        return Compilation(
+            "nothing", f"XLA off (auto): model.sync_batch_norm reduces between {place} inside"
+        )
     raise UserError(
-        f"xla is 'on' and sync_bn is true, which exclude each other on "
-        f"{strategy.num_replicas_in_sync} {place} (SyncBN reduces inside what XLA would compile): "
-        f"--set xla=off or --set sync_bn=false"
+        f"xla is 'on' and model.sync_batch_norm is true, which exclude each other on "
+        f"{strategy.num_replicas_in_sync} {place} (SyncBN reduces inside the code that XLA would "
+        f"compile): --set xla=off or --set model.sync_batch_norm=false"
     )

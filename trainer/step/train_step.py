@@ -114,7 +114,7 @@ def make_replica_step(
 
     if compiled == "forward_backward":
         micro_batch = tf.function(micro_batch, jit_compile=True)
-    elif config.accumulation_steps > 1 and not (config.sync_bn and num_replicas > 1):
+    elif config.accumulation_steps > 1 and not (config.model.sync_batch_norm and num_replicas > 1):
         # The micro-batches share one trace. A reduction between replicas cannot be in a function.
         micro_batch = tf.function(micro_batch)
 
@@ -143,7 +143,7 @@ def make_replica_step(
         micro_batches = accumulate(step, images, labels)
 
         # Without SyncBN each replica saw other statistics: their mean keeps the copies equal.
-        uneven = [] if config.sync_bn else [v / num_replicas for v in statistics]
+        uneven = [] if config.model.sync_batch_norm else [v / num_replicas for v in statistics]
         (gradients, loss, accuracy), means = _sum_over_replicas(
             (micro_batches, uneven), num_replicas
         )
@@ -155,7 +155,7 @@ def make_replica_step(
         learning_rate = schedule(step) * state.rate_factor
 
         def apply() -> tuple[tf.Tensor, tf.Tensor]:
-            if not config.sync_bn:
+            if not config.model.sync_batch_norm:
                 _assign_all(statistics, means)
             _apply_gradients(config, state, gradients, gradient_norm, learning_rate)
             return tf.constant(1.0), tf.constant(-1.0)
