@@ -29,7 +29,13 @@ from trainer.models.build import build_model
 from trainer.models.norm import BatchNorm
 from trainer.models.stages import moving_statistics
 from trainer.preflight import compiler, program, report
-from trainer.preflight.compiler import Compiled, Deadline, OutOfMemory, Refused, TimeLimitError
+from trainer.preflight.compiler import (
+    CompiledProgram,
+    Deadline,
+    OutOfMemory,
+    Refused,
+    TimeLimitError,
+)
 from trainer.preflight.search import Fit, find_fit
 from trainer.preflight.slices import parse_slice
 from trainer.step import build
@@ -47,7 +53,7 @@ def canary(test):
     return needs_compiler(pytest.mark.usefixtures("xla")(test))
 
 
-COMPILED = Compiled(
+COMPILED = CompiledProgram(
     *(3 * 2**30, 1.97e12, 1e10, 2, 102_000_000, 0, 61.0, {"libtpu": "0.0.29"}, False)
 )
 
@@ -494,7 +500,7 @@ def test_canary_a_cache_that_cannot_be_used_costs_time_alone(small_config, tmp_p
 
     def compile_() -> bool:
         found = compiler.compile_program(hlo, "v5e:1x1", Deadline(600))
-        assert isinstance(found, Compiled)
+        assert isinstance(found, CompiledProgram)
         return found.cached
 
     assert [compile_(), compile_()] == [False, True]
@@ -561,7 +567,7 @@ def test_canary_the_compiler_knows_the_slices_and_their_cores(name, small_config
     target = parse_slice(name)
     hlo = program.train_step_program(config, target.num_replicas)
     found = compiler.compile_program(hlo, name, Deadline(600))
-    assert isinstance(found, Compiled)
+    assert isinstance(found, CompiledProgram)
     hlo = program.train_step_program(config, 2 * target.num_replicas)
     refused = compiler.compile_program(hlo, name, Deadline(600))
     assert isinstance(refused, Refused)

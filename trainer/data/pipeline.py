@@ -161,7 +161,7 @@ def train_input(
     """Returns the batches for each replica of this worker, for all steps from `start_step` on."""
 
     def of_worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
-        on_bad = bad_examples.of(context) if bad_examples else None
+        on_bad = bad_examples.reporter(context) if bad_examples else None
         return train_dataset(config, source, start_step, context, on_bad)
 
     return distribute(strategy, of_worker)
@@ -176,7 +176,7 @@ def eval_input(
     """Returns all examples once, in batches for each replica of this worker."""
 
     def of_worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
-        on_bad = bad_examples.of(context) if bad_examples else None
+        on_bad = bad_examples.reporter(context) if bad_examples else None
         return eval_dataset(config, source, context, on_bad)
 
     return distribute(strategy, of_worker)
