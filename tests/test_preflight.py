@@ -23,7 +23,7 @@ from tests.conftest import strategy_of, with_data, with_model
 from tests.step_runs import Run
 from trainer import config as config_lib
 from trainer.config import Config
-from trainer.devices.strategy import check_tpu
+from trainer.devices.checks import check_tpu
 from trainer.errors import UserError
 from trainer.models.build import build_model
 from trainer.models.norm import BatchNorm
@@ -38,8 +38,8 @@ from trainer.preflight.compiler import (
 )
 from trainer.preflight.search import Fit, find_fit
 from trainer.preflight.slices import parse_slice
+from trainer.step import build
 from trainer.step import state as state_lib
-from trainer.step import train_step as steps
 from trainer.step.state import TrainState
 
 ROOT = Path(__file__).parents[1]
@@ -113,7 +113,7 @@ def test_it_is_the_train_loops_own_step(small_config, digits, monkeypatch):
     """What the loop hands to its strategy, and what preflight traces: the objects that
     make_replica_step returned, with nothing around them."""
     made, traced, ran = [], [], []
-    make, strategy = steps.make_replica_step, strategy_of(1)
+    make, strategy = build.make_replica_step, strategy_of(1)
     run = strategy.run
 
     def recorded(*args, **kwargs):
@@ -124,11 +124,10 @@ def test_it_is_the_train_loops_own_step(small_config, digits, monkeypatch):
         step = recorded(*args, **kwargs)
         return lambda *values: (traced.append(step), step(*values))[1]
 
-    assert program.make_replica_step is make
-    monkeypatch.setattr(steps, "make_replica_step", recorded)
-    monkeypatch.setattr(program, "make_replica_step", watched)
     monkeypatch.setattr(strategy, "run", lambda fn, **kw: (ran.append(fn), run(fn, **kw))[1])
+    monkeypatch.setattr(build, "make_replica_step", recorded)
     Run(small_config, digits, strategy).train(1)
+    monkeypatch.setattr(build, "make_replica_step", watched)
     program.train_step_program(small_config, 2)
     loops, preflights = made
     assert {*map(id, ran)} == {id(loops)}

@@ -66,7 +66,7 @@ def preflight() -> int:
 def _preflight(config: Config, target: Slice) -> int:
     """What needs TensorFlow, and minutes."""
     command.quiet_libraries()
-    from trainer.devices.strategy import check_batch_size, check_tpu
+    from trainer.devices.checks import check_batch_size, check_tpu
     from trainer.preflight.program import layer_of_reason, train_step_program
 
     check_tpu(config)
