@@ -130,7 +130,7 @@ def test_bad_images_are_all_told(photos, tmp_path, capsys):
         path.write_text("no image")
     (source / "train" / "zebra").mkdir()
     out = tmp_path / "out"
-    with pytest.raises(UserError, match="3 bad: mend or remove them, or go on"):
+    with pytest.raises(UserError, match="3 bad: fix or remove them, or leave them out"):
         prepare(Request(source, out))
     told = capsys.readouterr().out
     assert f"bad: {source}/train/zebra: has no images" in told
@@ -212,7 +212,7 @@ def test_what_cannot_be_done_is_said(folder, tmp_path):
     ):
         prepare(Request(folder, tmp_path / "locked"))
     prepare(Request(folder, tmp_path / "out", shard_mb=0.2))
-    with pytest.raises(UserError, match="has other shards, as train-00000-of-"):
+    with pytest.raises(UserError, match="has other shards, such as train-00000-of-"):
         prepare(Request(folder, tmp_path / "out"))
 
 

@@ -1,5 +1,5 @@
-"""Images from a source to the device.
+"""The input: from a source's files to batches on the device.
 
-A source is one file with a function `open_source(config, split, data_dir) -> Source`, see
-source.py, and one line in `trainer/registry.py`.
+A source is a module with a function `open_source(config, split, data_dir) -> Source`, see
+source.py. `data.name` names the module itself, or an alias from `trainer/registry.py`.
 """

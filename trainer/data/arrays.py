@@ -1,5 +1,5 @@
-"""Images in a numpy `.npz` file, as Keras' own data sets have them: `x_train`, `y_train`, `x_test`,
-`y_test`, and so on by split. They are kept in memory.
+"""Images in a numpy `.npz` file, named as in Keras' data sets: `x_train`, `y_train`, `x_test`,
+`y_test`, one pair for each split. They are kept in memory.
 """
 
 import zipfile
@@ -12,7 +12,7 @@ from trainer.config import Config
 from trainer.data.source import local_folder, numbered_classes
 from trainer.errors import UserError
 
-# What numpy raises for what is no such file, or a damaged one.
+# The errors that numpy raises for other files and for damaged ones.
 _ERRORS = (
     OSError,
     ValueError,
@@ -25,10 +25,10 @@ _ERRORS = (
 
 
 def open_source(config: Config, split: str, data_dir: str) -> "ArraySource":
-    """Opens `data.path`, below `data_dir` or from the root.
+    """Opens `data.path`: a path below `data_dir`, or an absolute one.
 
     Raises:
-        UserError: where the file, or an array in it, is missing or of another form.
+        UserError: if the file or an array in it is missing, or has another type or shape.
     """
     path = local_folder(config, data_dir)
     try:
@@ -49,8 +49,8 @@ def open_source(config: Config, split: str, data_dir: str) -> "ArraySource":
 
 
 class ArraySource:
-    """uint8 images `[n, height, width]` or `[n, height, width, channels]`, whole-number labels
-    `[n]` or `[n, 1]`."""
+    """A source of arrays: images uint8 `[n, height, width]` or `[n, height, width, channels]`,
+    and integer labels `[n]` or `[n, 1]`."""
 
     in_graph = True
 
@@ -67,7 +67,7 @@ class ArraySource:
         labels = labels.reshape(-1) if labels.shape[1:] == (1,) else labels
         if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
             raise UserError(
-                f"{path}: y_{split} must be whole numbers [{len(images)}], one for each image, not "
+                f"{path}: y_{split} must be integers [{len(images)}], one for each image, not "
                 f"{labels.dtype} {list(labels.shape)}"
             )
         self._path, self._split = path, split
@@ -89,9 +89,9 @@ class ArraySource:
 
 
 def _classes(config: Config, labels: np.ndarray, where: str) -> tuple[str, ...]:
-    """Returns numbers as class names: as many as the config has, or, if that is none, the labels.
+    """Returns numbers as class names: `model.num_classes` of them or, if that is none, the labels.
 
-    A label that is missing or negative is more likely a mistake than a class.
+    The labels must then be 0, 1, 2, … without a gap: other ones are more likely a mistake.
     """
     if config.model.num_classes is None:
         found = np.unique(labels)

@@ -1,10 +1,10 @@
 """RandAugment (Cubuk et al. 2020) and TrivialAugment (Müller & Hutter 2021): operations on one
 uint8 image `[height, width, channels]`.
 
-Each operation is what Pillow's function of that name computes; what moves pixels takes the nearest,
-Pillow's default and that of the papers' code.
-Operations take a level in [0, 1], where 0 changes nothing, and a sign. Ranges are those of the
-papers; as in their later implementations, solarizing and posterizing grow with the level too, and
+Each operation computes what Pillow's function of that name does. Those that move pixels take the
+nearest one, as Pillow by default and the papers' code.
+Operations take a level in [0, 1], of which 0 changes nothing, and a sign. The ranges are those of
+the papers. As in later implementations, solarizing and posterizing grow with the level too, and
 enhancing goes both ways.
 """
 
@@ -22,15 +22,15 @@ _LEVELS = 30
 
 
 class Ranges(NamedTuple):
-    """What an operation does at level 1."""
+    """The strength of each operation at level 1."""
 
-    enhance: float  # 1 ± this is the factor of brightness, color, contrast, sharpness
+    enhance: float  # brightness, color, contrast and sharpness are multiplied by 1 ± this
     rotate: float  # degrees
-    shear: float  # pixels a pixel
-    translate: float  # of the image's size
-    translate_pixels: float  # beside that
-    bits: int  # that posterizing takes away
-    fill: float  # what comes in from outside the image
+    shear: float  # pixels per pixel
+    translate: float  # share of the image's size
+    translate_pixels: float  # added to that
+    bits: int  # removed by posterizing
+    fill: float  # the value of pixels from outside the image
 
 
 RANGES = {
@@ -40,7 +40,7 @@ RANGES = {
 
 
 class Strength(NamedTuple):
-    """How an operation is applied."""
+    """The strength and direction of an operation."""
 
     level: tf.Tensor  # float32 scalar in [0, 1]
     sign: tf.Tensor  # 1.0 or -1.0
@@ -48,17 +48,17 @@ class Strength(NamedTuple):
 
 
 def draws(positions: tf.Tensor, config: Config) -> tf.Tensor:
-    """The random numbers in [0, 1) of each example: float32 `[n, layers, 3]`."""
+    """Returns each example's random numbers in [0, 1): float32 `[n, layers, 3]`."""
     layers = config.augment.num_layers if config.augment.policy == "randaugment" else 1
     numbers = [uniform(positions, config.seed, stream) for stream in augment_streams(layers)]
     return tf.reshape(tf.stack(numbers, axis=-1), [-1, layers, DRAWS_PER_LAYER])
 
 
 def augment(image: tf.Tensor, numbers: tf.Tensor, config: Config) -> tf.Tensor:
-    """The image after the policy's operations.
+    """Returns the image after the policy's operations, uint8 `[height, width, channels]`.
 
     Args:
-        numbers: of `draws`, float32 `[layers, 3]`.
+        numbers: one example's row of `draws`, float32 `[layers, 3]`.
     """
     ranges = RANGES[config.augment.policy]
     for which, how_strong, which_way in (tf.unstack(row) for row in tf.unstack(numbers)):
@@ -79,7 +79,8 @@ def _branch(operation, image: tf.Tensor, strength: Strength) -> Callable[[], tf.
 
 
 def blend(degenerate: tf.Tensor | float, image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """`degenerate + factor * (image - degenerate)`, uint8, cut off as Pillow's `Image.blend`."""
+    """Returns `degenerate + factor * (image - degenerate)`, uint8, clipped as by Pillow's
+    `Image.blend`."""
     values = tf.cast(image, tf.float32)
     return _cut_to_uint8(degenerate + factor * (values - degenerate))
 
@@ -89,7 +90,7 @@ _LUMA = (0.299, 0.587, 0.114)
 
 
 def saturate(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """Blends with the image in grey, `[height, width, channels]`."""
+    """Blends the image `[height, width, channels]` with its grey version."""
     if image.shape[-1] == 1:
         return image
     # Blending and luma in one matrix: each color is factor * itself + (1 - factor) * luma.
@@ -99,7 +100,7 @@ def saturate(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
 
 
 def increase_contrast(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """Blends with the mean of its luma, rounded, `[height, width, channels]`."""
+    """Blends the image `[height, width, channels]` with the mean of its luma, rounded."""
     colors = _colors(image)
     means = tf.ones([1, colors.shape[0]]) @ colors / float(colors.shape[0])
     weights = tf.constant(_LUMA) if image.shape[-1] == 3 else tf.ones(1)
@@ -108,13 +109,13 @@ def increase_contrast(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
 
 
 def _colors(image: tf.Tensor) -> tf.Tensor:
-    """float32 `[height * width, channels]`."""
+    """Returns the pixels, float32 `[height * width, channels]`."""
     height, width, channels = image.shape
     return tf.reshape(tf.cast(image, tf.float32), [height * width, channels])
 
 
 def _cut_to_uint8(values: tf.Tensor) -> tf.Tensor:
-    """Cut off, not rounded, as Pillow does."""
+    """Clips to [0, 255] and drops the fraction, as Pillow does."""
     return tf.cast(tf.clip_by_value(values, 0.0, 255.0), tf.uint8)
 
 
@@ -141,7 +142,7 @@ def _sharpness(image, strength):
     box = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
     inner = values[1:-1, 1:-1]
     smooth = tf.floor((box + 4.0 * inner) / 13.0 + 0.5)
-    # The outermost pixels have no neighbours on one side, and stay: only the difference is padded.
+    # The outermost pixels lack neighbours and stay: so the difference is padded with zeros.
     difference = tf.pad(smooth - inner, [[1, 1], [1, 1], [0, 0]])
     return _cut_to_uint8(values + (1.0 - _factor(strength)) * difference)
 
@@ -152,10 +153,10 @@ def _posterize(image, strength):
 
 
 def _solarize(image, strength):
-    # No threshold is above 255: at level 0 none is inverted.
+    # The threshold is at most 255, so level 0 needs its own condition to invert nothing.
     threshold = tf.cast(tf.minimum(tf.math.ceil(256.0 * (1.0 - strength.level)), 255.0), tf.uint8)
     bright = tf.cast((image >= threshold) & (strength.level > 0), tf.uint8)
-    return tf.bitwise.bitwise_xor(image, 255 * bright)  # 255 - image, where it is bright
+    return tf.bitwise.bitwise_xor(image, 255 * bright)  # 255 - image for bright pixels
 
 
 def _autocontrast(image, strength):
@@ -165,14 +166,14 @@ def _autocontrast(image, strength):
     high = tf.reduce_max(colors, axis=1, keepdims=True)
     scale = tf.where(high > low, 255.0 / tf.maximum(high - low, 1.0), 1.0)
     offset = tf.where(high > low, -low * scale, 0.0)
-    # Rounding leaves whole numbers a little below themselves.
+    # Floating-point error may leave an integer slightly too small.
     stretched = _cut_to_uint8(colors * scale + (offset + 1e-3))
     return tf.reshape(tf.transpose(stretched), image.shape)
 
 
 def _equalize(image, strength):
-    """As Pillow's `ImageOps.equalize`: the cumulative histogram of each channel, in steps of
-    (pixels without those of the last value) / 255."""
+    """Maps values by each channel's cumulative histogram, in steps of (pixels without those of
+    the last value) / 255, as Pillow's `ImageOps.equalize`."""
     del strength
     channels = image.shape[-1]
     values = tf.cast(image, tf.int32) + 256 * tf.range(channels)  # a histogram for each channel
@@ -191,10 +192,10 @@ def _equalize(image, strength):
 
 
 def _transform(image: tf.Tensor, matrix: tuple, fill: float) -> tf.Tensor:
-    """Takes each pixel from `x' = ax + by + c`, `y' = dx + ey + f`, in coordinates in which a
-    pixel's centre is at a half, as Pillow's `Image.transform` has them; the nearest pixel.
+    """Takes each pixel from the nearest to `x' = ax + by + c`, `y' = dx + ey + f`, in the
+    coordinates of Pillow's `Image.transform`: a pixel's centre is at a half.
 
-    As a gather of pixels: TensorFlow's ImageProjectiveTransform takes twice as long.
+    It gathers pixels: TensorFlow's ImageProjectiveTransform takes twice as long.
     """
     height, width, channels = image.shape
     a, b, c, d, e, f = matrix
@@ -203,7 +204,7 @@ def _transform(image: tf.Tensor, matrix: tuple, fill: float) -> tf.Tensor:
     column = tf.cast(tf.floor(a * x + b * y + c), tf.int32)
     row = tf.cast(tf.floor(d * x + e * y + f), tf.int32)
     inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    place = tf.where(inside, row * width + column, height * width)  # the last: what comes in
+    place = tf.where(inside, row * width + column, height * width)  # the last: outside
     pixels = tf.reshape(image, [height * width, channels])
     outside = tf.fill([1, channels], tf.constant(int(fill), tf.uint8))
     return tf.gather(tf.concat([pixels, outside], axis=0), place)
@@ -228,7 +229,7 @@ def _shear_y(image, strength):
 
 
 def _translate(image: tf.Tensor, axis: int, strength: Strength) -> tf.Tensor:
-    """By whole pixels."""
+    """Moves by whole pixels."""
     size, ranges = image.shape[axis], strength.ranges
     distance = ranges.translate * size + ranges.translate_pixels
     most = min(round(distance), size)

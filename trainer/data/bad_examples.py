@@ -1,4 +1,4 @@
-"""What is told of the bad examples that a run skips: a line each, and `bad_examples.txt`."""
+"""Reports the bad examples that a run skips, on the terminal and in `bad_examples.txt`."""
 
 import threading
 from collections.abc import Callable
@@ -6,14 +6,14 @@ from pathlib import Path
 
 import tensorflow as tf
 
-_SAID = 100  # bad examples that have a line each on the terminal
+_SHOWN = 100  # bad examples that get a line on the terminal
 
 
 class BadExamples:
-    """Tells each bad example once, on the terminal and in the run's folder.
+    """Reports each bad example once, on the terminal and in the run's folder.
 
-    The file has a line for each: where it is, a tab, and what is wrong with it. Workers other than
-    the first write files of their own, `bad_examples-<worker>.txt`: each tells what it has read.
+    The file has a line for each: where it is, a tab, and what is wrong with it. Each worker
+    reports what it has read; those other than the first write to `bad_examples-<worker>.txt`.
     """
 
     def __init__(self, folder: Path, say: Callable[[str], None]):
@@ -25,13 +25,16 @@ class BadExamples:
     def reporter(
         self, context: tf.distribute.InputContext
     ) -> Callable[[str, Callable[[], str]], None]:
-        """What a worker's input calls with where a bad example is, and what says what is wrong with
-        it: asked once, since it reads the example again."""
+        """Returns the function that a worker's input calls for each bad example.
+
+        Its arguments are where the example is, and a function that returns what is wrong with it,
+        which is called once per example, since it reads the example again.
+        """
         worker = context.input_pipeline_id
         name = f"bad_examples-{worker}.txt" if worker else "bad_examples.txt"
-        return lambda where, why: self._tell(self._folder / name, where, why)
+        return lambda where, why: self._report(self._folder / name, where, why)
 
-    def _tell(self, path: Path, where: str, why: Callable[[], str]) -> None:
+    def _report(self, path: Path, where: str, why: Callable[[], str]) -> None:
         with self._lock:
             if path.name not in self._known:
                 self._known[path.name] = _listed(path)
@@ -40,16 +43,16 @@ class BadExamples:
                 return
             known.add(where)
             count = len(known)
-        reason = why() or "cannot be read, or could not"
+        reason = why() or "could not be read, though it can now"
         with self._lock:
             try:
                 with path.open("a", encoding="utf-8", errors="surrogateescape") as file:
                     file.write(f"{where}\t{reason}\n")
-            except OSError as error:  # what is told must not stop the run
+            except OSError as error:  # a report must not stop the run
                 reason += f"; {path}: cannot be written ({error.strerror})"
-        if count <= _SAID:
+        if count <= _SHOWN:
             self._say(f"bad example skipped ({count} so far, see {path}): {where}: {reason}")
-        elif count % _SAID == 0:
+        elif count % _SHOWN == 0:
             self._say(f"{count} bad examples skipped so far, see {path}")
 
 

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits as a TFDS data set: real images without a network."""
+"""scikit-learn's handwritten digits as a TFDS data set: real images without a download."""
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -32,7 +32,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         del dl_manager  # nothing to download
         return {"train": self._examples("train"), "test": self._examples("test")}
 
-    # TFDS asks for this method; the splits above are its generators.
+    # TFDS requires this method; the splits above have generators instead.
     _generate_examples = None  # pyright: ignore[reportAssignmentType]
 
     def _examples(self, split: str):
@@ -46,10 +46,10 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
 
 def test_mask(labels: np.ndarray) -> np.ndarray:
-    """Which examples are for the test: 20.03 % of each class, fixed.
+    """Returns which examples are for the test, bool `[n]`: 20.03 % of each class, always the same.
 
-    Spelled out, and not a library's random split, so that no release of one can change it: within
-    each class, the examples are ordered by a multiplicative hash of their index.
+    Within each class, examples are ordered by a multiplicative hash of their index. A library's
+    random split could change with its release.
     """
     index = np.arange(len(labels), dtype=np.uint64)
     hashed = (index * np.uint64(2654435761)) % np.uint64(2**32)  # Knuth, TAOCP 3, section 6.4

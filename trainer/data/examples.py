@@ -1,5 +1,5 @@
-"""Examples by their index, and what becomes of a bad one: a file that cannot be read or decoded, a
-label outside the classes."""
+"""Reads examples by their index, and finds and replaces bad ones: files that cannot be read or
+decoded, and labels outside the classes."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,32 +13,33 @@ from trainer.data.order import replacement
 from trainer.data.source import Source
 from trainer.failures import reason_of
 
-# An example is read twice before another takes its place, so that what fails once is not replaced;
-# so many others that are all bad are no accident.
+# An example is read twice before another takes its place, so that a read that failed once does not
+# change the data. If all attempts fail, the data are broken as a whole.
 _OWN_ATTEMPTS, _ATTEMPTS = 2, 16
 
-# From an encoded image, string scalar, and its position in the run, int64 scalar, to uint8
+# Maps an encoded image, string scalar, and its position in the run, int64 scalar, to uint8
 # [image_size, image_size, channels].
 Decode = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
-# Called with where a bad example is, and what says what is wrong with it.
+# Called with where a bad example is, and a function that returns what is wrong with it.
 OnBad = Callable[[str, Callable[[], str]], None]
 
 
 class Loader(NamedTuple):
-    """How the examples of one split are read."""
+    """Reads the examples of one split."""
 
     config: Config
     source: Source
     decode: Decode
 
     def fetch(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """As the source's, int64 `[n]`; stops at a label outside the classes."""
+        """Returns the source's examples at int64 `[n]`; fails at a label outside the classes."""
         images, labels = self.source.fetch(indices)
-        # Not an assertion: of one, TensorFlow's deterministic mode makes the whole input serial.
+        # Not an assertion: in deterministic mode, one makes TensorFlow's whole input serial.
         return images, tf.gather(tf.range(self.config.model.num_classes), labels)
 
     def load(self, indices: tf.Tensor, positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """uint8 `[n, image_size, image_size, channels]` and labels, int32 `[n]`."""
+        """Returns decoded images, uint8 `[n, image_size, image_size, channels]`, and labels, int32
+        `[n]`."""
         images, labels = self.fetch(indices)
         if images.dtype != tf.string:
             return resize(images, self.config.data.image_size), labels
@@ -53,7 +54,7 @@ class Loader(NamedTuple):
         return decoded, labels
 
     def load_or_replace(self, index: tf.Tensor, position: tf.Tensor, on_bad: OnBad | None):
-        """One example, or another where this one is bad, which is the same on each pass.
+        """Returns an example or, if it is bad, another one: the same on each pass.
 
         Returns:
             Image, label, and whether it is the example itself, bool scalar.
@@ -69,17 +70,18 @@ class Loader(NamedTuple):
                 )
             return np.bool_(False)
 
-        def tell() -> tf.Tensor:
-            # Said to have no side effect, for the reason above, so its result must be asked for.
-            told = tf.numpy_function(report, [index, position], tf.bool, stateful=False)
-            return tf.ensure_shape(told, [])
+        def reported() -> tf.Tensor:
+            # Declared stateless, for the reason above; so it runs only if its result is used.
+            false = tf.numpy_function(report, [index, position], tf.bool, stateful=False)
+            return tf.ensure_shape(false, [])
 
-        return image, label, tf.cond(good, lambda: tf.constant(True), tell)
+        return image, label, tf.cond(good, lambda: tf.constant(True), reported)
 
     def _attempts(self, index: tf.Tensor, position: tf.Tensor) -> tf.data.Dataset:
-        """Of the example and of what may replace it, those that can be read: image, label, number.
+        """Returns the attempts that succeed, of the example and its replacements in turn: image,
+        label, and the attempt's number.
 
-        A data set of attempts of which those that fail vanish is what TensorFlow has of `try`.
+        A data set without its failed elements is the nearest to `try` that a TensorFlow graph has.
         """
         skip = self.config.data.on_bad_example == "skip"
 
@@ -93,7 +95,7 @@ class Loader(NamedTuple):
         return numbers.map(attempt).ignore_errors()
 
     def why_bad(self, index: int, position: int) -> str:
-        """What is wrong with an example, in a line; "" where nothing is."""
+        """Returns what is wrong with an example, in a line, or "" if it is good."""
         where = tf.constant([index], tf.int64)
         try:
             label = int(self.source.fetch(where)[1][0])
@@ -105,11 +107,13 @@ class Loader(NamedTuple):
         return ""
 
     def first_bad(self, indices: np.ndarray, positions: np.ndarray) -> str | None:
-        """Where the first of these examples is that cannot be read, nor replaced where bad ones are
-        skipped, and what is wrong with it."""
+        """Returns where the first bad one of these examples is and what is wrong with it, or None.
+
+        If bad examples are skipped, only one without a good replacement counts.
+        """
 
         def is_good(index: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
-            # Of the image, too: what nobody asks for is not computed.
+            # Uses the image: results that nothing uses are not computed.
             sizes = self._attempts(index, position).map(lambda image, *_: tf.size(image))
             return tf.greater(sizes.take(1).reduce(0, tf.add), 0)
 

@@ -1,7 +1,7 @@
 """Image files in folders named after their classes: `root/train/CLASS/*.jpg`, `root/val/…`; or
 `root/CLASS/*.jpg`, split by a hash of the path.
 
-The root is `data.path`, below `--data_dir` or from the root.
+The root is `data.path`: a path below `--data_dir`, or an absolute one.
 """
 
 import hashlib
@@ -24,19 +24,19 @@ class ImageFile(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """What a folder holds."""
+    """The images of a split."""
 
     class_names: tuple[str, ...]
     files: tuple[ImageFile, ...]
-    problems: tuple[str, ...]  # an empty class folder, a class that is not trained on
+    problems: tuple[str, ...]  # empty class folders, classes that are not trained on
 
 
 def open_source(config: Config, split: str, data_dir: str) -> "FolderSource":
-    """Opens `<root>/<split>`, or the part of `root` that the hash gives to the split.
+    """Opens `<root>/<split>`, or the part of `root` that the hash assigns to the split.
 
     Raises:
-        UserError: where there are no images; and, unless bad examples are skipped, for a class
-            folder without images, or a class that the training split does not have.
+        UserError: if there are no images; and, unless bad examples are skipped, for a class folder
+            without images, or a class that the training split does not have.
     """
     root = local_folder(config, data_dir)
     listing = list_images(config, split, root)
@@ -44,7 +44,7 @@ def open_source(config: Config, split: str, data_dir: str) -> "FolderSource":
         first, *others = listing.problems
         more = f" (and {len(others)} more)" if others else ""
         raise UserError(
-            f"{first}{more}; mend it, or --set data.on_bad_example=skip to leave it out"
+            f"{first}{more}; fix it, or leave it out with --set data.on_bad_example=skip"
         )
     for problem in listing.problems:
         print(f"left out: {problem}", flush=True)
@@ -52,11 +52,12 @@ def open_source(config: Config, split: str, data_dir: str) -> "FolderSource":
 
 
 def list_images(config: Config, split: str, root: Path) -> Listing:
-    """The files of a split, in an order that neither depends on the file system nor follows the
-    classes: that of their paths' hashes.
+    """Lists the files of a split, in the order of their paths' hashes.
+
+    So the order neither depends on the file system nor follows the classes.
 
     Raises:
-        UserError: where there are none.
+        UserError: if there are none.
     """
     data = config.data
     if data.eval_fraction is None:
@@ -83,8 +84,8 @@ def list_images(config: Config, split: str, root: Path) -> Listing:
                 by_hash.append((digest, ImageFile(f"{folder}/{path}", labels[name])))
     if not by_hash and data.eval_fraction is not None and any(_files(folder / c) for c in labels):
         raise UserError(
-            f"data.eval_fraction ({data.eval_fraction}): leaves split {split!r} of {folder} "
-            f"without an image; try a fraction nearer to 0.5"
+            f"data.eval_fraction ({data.eval_fraction}): leaves no image for split {split!r} of "
+            f"{folder}; try a fraction nearer to 0.5"
         )
     if not by_hash:
         raise UserError(
@@ -105,7 +106,7 @@ def _folders(folder: Path, config: Config) -> tuple[str, ...]:
         hint = ""
         if config.data.eval_fraction is None:
             hint = (
-                "; images lie in <root>/<split>/<class>/, with the splits "
+                "; images must be in <root>/<split>/<class>/, with the splits "
                 f"{config.data.train_split!r} and {config.data.eval_split!r} (data.train_split, "
                 "data.eval_split), or in <root>/<class>/ with data.eval_fraction"
             )
@@ -117,7 +118,7 @@ def _folders(folder: Path, config: Config) -> tuple[str, ...]:
 def _files(folder: Path) -> list[str]:
     try:
         with os.scandir(folder) as entries:
-            # Hidden ones are a file system's own: a Mac leaves ._001.jpg beside 001.jpg.
+            # Hidden files are not the user's: a Mac puts ._001.jpg next to 001.jpg.
             names = [e.name for e in entries if not e.name.startswith(".")]
             return [name for name in names if name.lower().endswith(EXTENSIONS)]
     except OSError as error:
@@ -125,7 +126,7 @@ def _files(folder: Path) -> list[str]:
 
 
 class FolderSource:
-    """Files read as they are: images come encoded."""
+    """A source of image files, which are fetched encoded."""
 
     in_graph = True
     image_shape: tuple[int, int, int] | None = None

@@ -1,12 +1,12 @@
-"""Encoded images to uint8 images of the model's size: decode, crop, resize.
+"""Decodes, crops and resizes encoded images to uint8 images of the model's size.
 
-In evaluation, to the bits and the filter of Pillow, which weights from elsewhere were trained with:
-the accurate DCT, and a bilinear filter as wide as the image shrinks. In training, faster: of a JPEG
-the crop alone is decoded, at a half, a quarter or an eighth of its size where that is enough, which
-libjpeg does inside the DCT; what is left to shrink, less than twice, is sampled bilinearly, as
-TensorFlow's own recipes have it, or filtered with `data.antialias`.
+Evaluation matches Pillow, with which most published weights were trained, to the bit: the accurate
+DCT, and a bilinear filter that widens as the image shrinks. Training is faster: only the crop of a
+JPEG is decoded, at a half, a quarter or an eighth of its size if that is enough, which libjpeg does
+inside the DCT. The rest, less than a factor of two, is sampled bilinearly, as in TensorFlow's own
+recipes, or filtered with `data.antialias`.
 
-EXIF orientation is left alone, as Pillow's `open` does.
+EXIF orientation is ignored, as by Pillow's `open`.
 """
 
 from collections.abc import Callable
@@ -16,19 +16,27 @@ import tensorflow as tf
 from trainer.config import Config
 from trainer.data.streams import Stream
 
-# Where a BMP file of the usual header has its bits a pixel, and the second color of its palette.
+# Offsets in a BMP file with the usual header: bits per pixel, and the palette's second colour.
 _BMP_BITS, _BMP_PALETTE = 28, 58
 _PALETTE_ADVICE = "a BMP with a palette of colours: save it as PNG"
-_SCALES = (1, 2, 4, 8)  # 1 / what libjpeg can shrink an image to while it decodes it
+_SCALES = (1, 2, 4, 8)  # the factors by which libjpeg can shrink an image while decoding
 
-# From an image's shape, int32 [3], to what is kept of it: [top, left, height, width].
+# Maps an image's shape, int32 [3], to the window to keep: [top, left, height, width].
 ChooseWindow = Callable[[tf.Tensor], tf.Tensor]
 
 
 def decode_train(
     encoded: tf.Tensor, position: tf.Tensor, config: Config, channels: int
 ) -> tf.Tensor:
-    """One image, uint8 `[image_size, image_size, channels]`, cropped as the config says."""
+    """Decodes one training image, cropped by `data.crop`.
+
+    Args:
+        encoded: string scalar.
+        position: of the example in the run, int64 scalar: it seeds the random crop.
+
+    Returns:
+        uint8 `[image_size, image_size, channels]`.
+    """
     if config.data.crop != "random_resized":
         return decode_eval(encoded, config, channels)
     size = config.data.image_size
@@ -49,15 +57,18 @@ def decode_train(
 
 
 def decode_eval(encoded: tf.Tensor, config: Config, channels: int) -> tf.Tensor:
-    """One image, uint8 `[image_size, image_size, channels]`: the centre, `eval_crop_ratio` of the
-    shorter side."""
+    """Decodes the central square of one image, of side `eval_crop_ratio` of the shorter side.
+
+    Returns:
+        uint8 `[image_size, image_size, channels]`.
+    """
     ratio = config.data.eval_crop_ratio
     crop = decode(encoded, lambda shape: _central_window(shape, ratio), channels)
     return resize(crop, config.data.image_size)
 
 
 def resize(images: tf.Tensor, size: int) -> tf.Tensor:
-    """uint8 `[…, height, width, channels]` to height and width `size`, antialiased."""
+    """Resizes images, uint8 `[…, height, width, channels]`, to `size` each way, antialiased."""
     if tuple(images.shape[-3:-1]) == (size, size):
         return images
     resized = tf.image.resize(images, [size, size], method="bilinear", antialias=True)
@@ -65,19 +76,20 @@ def resize(images: tf.Tensor, size: int) -> tf.Tensor:
 
 
 def _round_to_uint8(images: tf.Tensor) -> tf.Tensor:
-    """Rounded; of interpolated bytes, none is outside their range."""
+    """Rounds. Interpolated bytes are never outside their range."""
     return tf.cast(images + 0.5, tf.uint8)
 
 
 def _random_window(shape: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """8 to 100 % of the area, aspect ratio 3/4 to 4/3 (Szegedy et al. 2015, section 6)."""
+    """Returns a random window: 8 to 100 % of the area, aspect ratio 3/4 to 4/3 (Szegedy et al.
+    2015, section 6)."""
     begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
         shape,
         tf.zeros([1, 0, 4]),
         seed=seed,
         aspect_ratio_range=(3 / 4, 4 / 3),
         area_range=(0.08, 1.0),
-        min_object_covered=0.0,  # else the whole image is the object, and a tenth the least
+        min_object_covered=0.0,  # else at least a tenth of the image would be covered
         max_attempts=10,
         use_image_if_no_bounding_boxes=True,
     )
@@ -91,7 +103,7 @@ def _central_window(shape: tf.Tensor, ratio: float) -> tf.Tensor:
 
 
 def decode(encoded: tf.Tensor, choose_window: ChooseWindow, channels: int) -> tf.Tensor:
-    """The window of an image that is chosen by its shape, uint8 `[height, width, channels]`."""
+    """Decodes the window that `choose_window` chooses, uint8 `[height, width, channels]`."""
 
     def jpeg() -> tf.Tensor:
         window = choose_window(tf.io.extract_jpeg_shape(encoded))
@@ -106,18 +118,18 @@ def decode(encoded: tf.Tensor, choose_window: ChooseWindow, channels: int) -> tf
 
 
 def decode_whole(encoded: tf.Tensor) -> tf.Tensor:
-    """The whole image in colour, uint8 `[height, width, 3]`; an error where training has one."""
+    """Decodes a whole image in colour, uint8 `[height, width, 3]`; fails if training would."""
     return decode(encoded, lambda shape: tf.stack([0, 0, shape[0], shape[1]]), 3)
 
 
 def _decode_other(encoded: tf.Tensor, choose_window: ChooseWindow, channels: int) -> tf.Tensor:
-    """As `decode`, of all formats but JPEG.
+    """Does what `decode` does, for all formats but JPEG.
 
-    A BMP of 8 bits with a palette is an error: TensorFlow would take its numbers for colours.
+    Fails for a BMP of 8 bits with a palette: TensorFlow would take its indices for colours.
     """
     image = tf.cond(
         _has_palette(encoded),
-        # A way to fail with a message, and not an assertion: see below.
+        # Fails with this message; not an assertion, see below.
         lambda: tf.fill([1, 1, channels], tf.cast(tf.strings.to_number(_PALETTE_ADVICE), tf.uint8)),
         lambda: tf.io.decode_image(encoded, channels, expand_animations=False),
     )
@@ -127,7 +139,7 @@ def _decode_other(encoded: tf.Tensor, choose_window: ChooseWindow, channels: int
 
 
 def _has_palette(encoded: tf.Tensor) -> tf.Tensor:
-    """Whether this is a BMP of 8 bits a pixel whose palette is anything but a ramp of greys."""
+    """Whether this is a BMP of 8 bits per pixel with a palette other than a ramp of greys."""
     head = tf.strings.substr(tf.strings.join([encoded, bytes(64)]), 0, 64)
     bits = tf.strings.substr(head, _BMP_BITS, 2)
     second_color = tf.strings.substr(head, _BMP_PALETTE, 4)
@@ -138,7 +150,7 @@ def _has_palette(encoded: tf.Tensor) -> tf.Tensor:
 def _decode_jpeg_window(
     encoded: tf.Tensor, window: tf.Tensor, size: int, channels: int
 ) -> tf.Tensor:
-    """The window at the smallest scale at which it is still as large as `size`."""
+    """Decodes a window at the smallest scale at which it is still as large as `size`."""
 
     def at(scale: int) -> Callable[[], tf.Tensor]:
         return lambda: tf.io.decode_and_crop_jpeg(

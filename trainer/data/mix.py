@@ -1,7 +1,7 @@
 """Mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019): two images become two mixtures.
 
-Only the examples at positions 2k and 2k+1 are mixed with each other: so a mixture is a function of
-the position, and not of who else is in the batch.
+Only the examples at positions 2k and 2k+1 are mixed with each other, so a mixture is a function of
+the position and not of the rest of the batch.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ _TABLE_SIZE = 4096
 def mix(
     images: tf.Tensor, labels: tf.Tensor, positions: tf.Tensor, config: Config
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Mixtures and how much they hold of each class.
+    """Mixes each pair of images, and their labels in the same shares.
 
     Args:
         images: uint8 `[n, height, width, channels]`, n even.
@@ -26,7 +26,8 @@ def mix(
         positions: int64 `[n]`, the first one even.
 
     Returns:
-        uint8 `[n, height, width, channels]` and float32 `[n, classes]`, of sum 1 each.
+        Images, uint8 `[n, height, width, channels]`, and the share of each class, float32
+        `[n, classes]`; rows sum to 1.
     """
     pairs, seed = positions // 2, config.seed  # the two of a pair draw the same numbers
     one_hot = tf.one_hot(labels, config.model.num_classes)
@@ -53,7 +54,7 @@ def mix(
 
 
 def beta_quantile(probabilities: tf.Tensor, alpha: float) -> tf.Tensor:
-    """The quantiles of Beta(α, α), from a table: of a uniform number, a number so distributed."""
+    """Returns the quantiles of Beta(α, α), from a table; it maps uniform numbers to Beta ones."""
     table = tf.constant(special.betaincinv(alpha, alpha, np.linspace(0, 1, _TABLE_SIZE + 1)))
     places = tf.cast(probabilities, tf.float64) * _TABLE_SIZE
     below = tf.minimum(tf.cast(places, tf.int32), _TABLE_SIZE - 1)
@@ -62,7 +63,7 @@ def beta_quantile(probabilities: tf.Tensor, alpha: float) -> tf.Tensor:
 
 
 def _partners(values: tf.Tensor) -> tf.Tensor:
-    """Rows 2k and 2k+1 exchanged."""
+    """Returns the values with rows 2k and 2k+1 exchanged."""
     pairs = tf.reshape(values, [-1, 2, *values.shape[1:]])
     return tf.reshape(tf.reverse(pairs, [1]), tf.shape(values))
 
@@ -78,8 +79,12 @@ def _blend(images: tf.Tensor, kept: tf.Tensor) -> tf.Tensor:
 
 
 def _paste(images: tf.Tensor, kept: tf.Tensor, center_y: tf.Tensor, center_x: tf.Tensor):
-    """A rectangle of the partner, at the same place, of about `1 - kept` of the area; and what is
-    kept in fact, where the rectangle reached over the edge."""
+    """Pastes a rectangle of the partner, about `1 - kept` of the area, at the same place.
+
+    Returns:
+        The images, and the share of each that was kept: more than `kept` if the rectangle reached
+        over the edge.
+    """
     height, width = images.shape[1:3]
     side = tf.sqrt(1.0 - kept)
     rows, top_to_bottom = _span(center_y, side, height)
@@ -90,10 +95,10 @@ def _paste(images: tf.Tensor, kept: tf.Tensor, center_y: tf.Tensor, center_x: tf
 
 
 def _span(center: tf.Tensor, side: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Which of `size` pixels a stretch covers, bool `[n, size]`, and what share of them they are.
+    """Returns which of `size` pixels a span covers, bool `[n, size]`, and their share, `[n]`.
 
     Args:
-        center, side: of the stretch, float32 `[n]`, as shares of the whole.
+        center, side: the span's, float32 `[n]`, as shares of the whole.
     """
     start = tf.cast(tf.floor((center - side / 2.0) * size + 0.5), tf.int32)[:, None]
     stop = start + tf.cast(tf.floor(side * size + 0.5), tf.int32)[:, None]

@@ -15,10 +15,10 @@ from trainer.data.order import epoch_indices
 from trainer.data.source import Source
 from trainer.data.transform import augment_batch
 
-# Threads that read: most of the time they wait for a disk or a network.
+# Reading threads: they mostly wait for a disk or a network.
 _READ_THREADS = 32
-# Images that are read, decoded and augmented together, as one of many such groups in parallel. A
-# whole batch would be a coarse part, and as many batches as there are cores would lie in memory.
+# Images that are read, decoded and augmented as one group, of many in parallel. With whole batches
+# as groups, parallelism would be coarse, and memory would hold a batch per core.
 _GROUP_SIZE = 16
 
 
@@ -29,11 +29,16 @@ def train_dataset(
     context: tf.distribute.InputContext,
     on_bad: OnBad | None = None,
 ) -> tf.data.Dataset:
-    """The batches of one worker for all steps from `start_step` on: `(images, labels)`.
+    """Returns one worker's batches `(images, labels)` for all steps from `start_step` on.
 
-    One element is one replica's part of one global batch; a worker's replicas take turns. Replica
-    `r` of all has the rows `r * per_replica_batch_size` and following of the global batch. Batches
-    run across the ends of epochs: training never pads.
+    One element is one replica's part of one global batch, with the worker's replicas in turn.
+    Replica `r` of all has the `per_replica_batch_size` rows from `r * per_replica_batch_size` on.
+    Batches run across the ends of epochs: training never pads.
+
+    Returns:
+        Images, uint8 `[per_replica_batch_size, image_size, image_size, channels]`; and labels,
+        int32 `[per_replica_batch_size]` or, if images are mixed, float32
+        `[per_replica_batch_size, classes]`.
     """
     batch_size = config.data.global_batch_size // context.num_replicas_in_sync
     load = _load(_train_loader(config, source), on_bad)
@@ -43,8 +48,7 @@ def train_dataset(
         return augment_batch(images, labels, positions, config)
 
     size = _group_size(batch_size, even=config.augment.mixes)  # mixing needs whole pairs
-    # Without an end: of one that has an end, all workers would ask each other at each step whether
-    # they have reached it.
+    # Without an end: at each step, the workers would ask each other whether they have reached it.
     return _batches(group, size, batch_size, context, start_step, num_steps=None)
 
 
@@ -54,10 +58,10 @@ def eval_dataset(
     context: tf.distribute.InputContext,
     on_bad: OnBad | None = None,
 ) -> tf.data.Dataset:
-    """All examples in order: `(images, labels, weights)` for each replica.
+    """Returns one worker's batches `(images, labels, weights)` of all examples in order.
 
-    The last batch is padded with the last example at weight 0.0; an example's own is 1.0, and that
-    of a bad one that is skipped 0.0.
+    The weight, float32 `[per_replica_batch_size]`, is 1.0 for an example, 0.0 for a bad one that is
+    skipped, and 0.0 for the last example's copies, which pad the last batch.
     """
     batch_size = _eval_rows(config, context.num_replicas_in_sync)
     load = _load(_eval_loader(config, source), on_bad)
@@ -71,14 +75,15 @@ def eval_dataset(
 
 
 def _group_size(batch_size: int, even: bool = False) -> int:
-    """The largest part of a batch, of at most _GROUP_SIZE images, that all parts can have."""
+    """Returns the largest size of equal groups of a batch, of at most _GROUP_SIZE images."""
     sizes = range(min(_GROUP_SIZE, batch_size), 0, -1)
     return next(n for n in sizes if batch_size % n == 0 and not (even and n % 2))
 
 
 def _load(loader: Loader, on_bad: OnBad | None):
-    """A function of indices and positions, int64 `[n]`, to images, labels, and which of them are
-    the examples asked for: uint8 `[n, size, size, channels]`, int32 `[n]`, bool `[n]`."""
+    """Returns a function of indices and positions, int64 `[n]`, that returns images, uint8
+    `[n, size, size, channels]`, labels, int32 `[n]`, and which of them are no replacements, bool
+    `[n]`."""
     config, size = loader.config, loader.config.data.image_size
 
     def load(indices: tf.Tensor, positions: tf.Tensor):
@@ -106,12 +111,12 @@ def _batches(
     start_step: int,
     num_steps: int | None,
 ) -> tf.data.Dataset:
-    """The batches of one worker from `start_step` on, one for each of its replicas in turn.
+    """Returns one worker's batches from `start_step` on, for each of its replicas in turn.
 
     Args:
-        group: what becomes of the positions of a group, int64 `[group_size]`: columns `[n, …]`.
-        batch_size: of a replica; `group_size` divides it.
-        num_steps: None for no end.
+        group: maps the positions of a group, int64 `[group_size]`, to columns `[n, …]`.
+        batch_size: per replica; `group_size` divides it.
+        num_steps: the steps until the end; None for no end.
     """
     groups = batch_size // group_size
     local_replicas = context.num_replicas_in_sync // context.num_input_pipelines
@@ -186,10 +191,10 @@ def distribute(
     strategy: tf.distribute.Strategy,
     make_dataset: Callable[[tf.distribute.InputContext], tf.data.Dataset],
 ) -> Iterable:
-    """What the loops of steps.py iterate over: elements for each replica of this worker.
+    """Returns what the train and eval loops iterate over: elements for each replica of this worker.
 
-    To a single replica on a CPU, tf.data hands its elements itself: through the iterator that feeds
-    devices, each would cost 0.2 ms more.
+    A single replica on a CPU takes its elements straight from tf.data: the iterator that feeds
+    devices would cost 0.2 ms per element.
     """
     (device, *others) = strategy.extended.worker_devices
     if strategy.num_replicas_in_sync == 1 and not others and "CPU" in device:
@@ -198,8 +203,7 @@ def distribute(
 
 
 def batch_indices(config: Config, source: Source, step: int) -> np.ndarray:
-    """Which examples the global batch of a step, counted from 0, has: int64
-    `[global_batch_size]`."""
+    """Returns the indices of a step's examples, int64 `[global_batch_size]`; steps count from 0."""
     return epoch_indices(config, len(source), _positions(config, step, 1)).numpy()
 
 
@@ -209,21 +213,20 @@ def _positions(config: Config, step: int, num_steps: int) -> tf.Tensor:
 
 
 def first_bad_in_training(config: Config, source: Source, step: int, num_steps: int) -> str | None:
-    """Where the first example of these steps is that cannot be read, nor replaced where that is
-    asked for, and what is wrong with it."""
+    """Returns where the first bad example of these steps is and what is wrong with it, or None."""
     positions = _positions(config, step, num_steps)
     indices = epoch_indices(config, len(source), positions)
     return _train_loader(config, source).first_bad(indices.numpy(), positions.numpy())
 
 
 def first_bad_in_evaluation(config: Config, source: Source) -> str | None:
-    """The same of all examples of a split that is evaluated."""
+    """Returns where the split's first bad example is and what is wrong with it, or None."""
     every = np.arange(len(source), dtype=np.int64)
     return _eval_loader(config, source).first_bad(every, every)
 
 
 def eval_steps(config: Config, source: Source, num_replicas: int) -> int:
-    """How many eval batches hold every example once."""
+    """Returns the number of evaluation batches that hold every example once."""
     return math.ceil(len(source) / (_eval_rows(config, num_replicas) * num_replicas))
 
 
@@ -235,6 +238,6 @@ def _with_options(dataset: tf.data.Dataset) -> tf.data.Dataset:
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     options.deterministic = True
-    # Of their own, so that a step never waits for a thread that waits for a disk.
+    # Separate threads, so that a step never waits for a thread that waits for a disk.
     options.threading.private_threadpool_size = max(_READ_THREADS, os.cpu_count() or 1)
     return dataset.with_options(options)

@@ -1,6 +1,6 @@
-"""Folders of images as sharded TFRecord files: verified, written in parallel, resumable.
+"""Verifies folders of images and writes them as sharded TFRecord files, in parallel, resumably.
 
-Shards appear whole, each with a receipt next to it that says what is in it and what it was made of.
+Shards appear whole, each with a receipt next to it: what it holds, and what it was made of.
 `manifest.json`, written last, has counts, classes and checksums.
 """
 
@@ -32,19 +32,19 @@ _SHOWN = 20  # bad images named on the terminal
 
 
 class Request(NamedTuple):
-    """What the flags ask for."""
+    """What to prepare, and how."""
 
     source: Path
     out: Path | None  # None: only verify
-    splits: tuple[str, str] = ("train", "val")  # training's, then evaluation's
+    splits: tuple[str, str] = ("train", "val")  # for training, for evaluation
     eval_fraction: float | None = None
     shard_mb: float = 128.0
     threads: int = 1
-    skip: bool = False  # go on without bad images
+    skip: bool = False  # whether to leave bad images out
 
 
 class PlannedShard(NamedTuple):
-    """A file to make, and what goes in."""
+    """A file to write, and the images for it."""
 
     path: Path | None  # None: only verify
     files: Sequence[ImageFile]
@@ -53,7 +53,7 @@ class PlannedShard(NamedTuple):
 
     @property
     def receipt(self) -> Path:
-        """Beside the shard: what is in it, and of what it was made."""
+        """The file next to the shard that says what it holds, and what it was made of."""
         assert self.path is not None
         return self.path.with_name(f".{self.path.name}.json")
 
@@ -62,8 +62,8 @@ def prepare(request: Request) -> None:
     """Verifies all images, and writes the shards, their index and the manifest.
 
     Raises:
-        UserError: where the source or the target cannot be used; and, unless they are skipped, for
-            bad images, when all have been found.
+        UserError: if the source cannot be read or the target written; and, after all images, if
+            there are bad ones, unless they are skipped.
     """
     out, config = request.out, _config(request)
     listings = {split: list_images(config, split, request.source) for split in request.splits}
@@ -72,7 +72,7 @@ def prepare(request: Request) -> None:
     with _only_writer(out):
         if out:
             _refuse_other_shards(out, shards)
-            for name in (MANIFEST, _BAD):  # of what is about to change
+            for name in (MANIFEST, _BAD):  # outdated from here on
                 (out / name).unlink(missing_ok=True)
         receipts = _make_all(shards, request.threads)
         _finish(request, listings, problems, shards, receipts)
@@ -85,13 +85,13 @@ def _finish(
     shards: dict[str, list[PlannedShard]],
     receipts: dict[str, list[dict[str, Any]]],
 ) -> None:
-    """Tells what is bad, and writes the index and the manifest."""
+    """Reports bad images, and writes the index and the manifest."""
     out = request.out
     bad = [line for found in receipts.values() for receipt in found for line in receipt["bad"]]
-    _tell(problems, bad, out)
+    _report(problems, bad, out)
     if (problems or bad) and not request.skip:
         raise UserError(
-            f"{len(problems) + len(bad)} bad: mend or remove them, or go on without them with "
+            f"{len(problems) + len(bad)} bad: fix or remove them, or leave them out with "
             f"--on_bad_example=skip"
         )
     for split, found in receipts.items():
@@ -103,7 +103,7 @@ def _finish(
         for shard, count in zip(indexed, counts, strict=True):
             if shard.cut or len(shard.offsets) != count:
                 raise UserError(
-                    f"{shard.path}: has {len(shard.offsets)} whole records, and {count} were "
+                    f"{shard.path}: has {len(shard.offsets)} whole records, but {count} were "
                     f"written; remove it, and run the same command again"
                 )
         manifest = _manifest(listings[request.splits[0]].class_names, receipts)
@@ -116,7 +116,7 @@ def _finish(
 
 
 def _config(request: Request) -> Config:
-    """What the folder source asks for, as a run's config."""
+    """Returns the request as a config for the folder source."""
     data = DataConfig(
         name="folder",
         train_split=request.splits[0],
@@ -127,7 +127,7 @@ def _config(request: Request) -> Config:
 
 
 def _plan(split: str, listing: Listing, request: Request) -> list[PlannedShard]:
-    """Shards of as many images each, in the listing's order, which mixes the classes."""
+    """Divides a listing into shards of equally many images, in its order, which mixes classes."""
     size = sum(_size(file.path) for file in listing.files)
     number = max(1, min(len(listing.files), round(size / (request.shard_mb * 1e6))))
     shards = []
@@ -142,16 +142,16 @@ def _plan(split: str, listing: Listing, request: Request) -> list[PlannedShard]:
 def _size(path: str) -> int:
     try:
         return os.stat(path).st_size  # noqa: PTH116  # a million times
-    except OSError:  # found bad when it is read
+    except OSError:  # reading it will report it
         return 0
 
 
 @contextlib.contextmanager
 def _only_writer(out: Path | None) -> Iterator[None]:
-    """Makes the folder and holds a lock in it, which dies with its process.
+    """Makes the folder and holds a lock in it, which is released when the process ends.
 
     Raises:
-        UserError: where it cannot be written, now or later, or another process writes there.
+        UserError: if the folder cannot be written, now or later, or another process writes there.
     """
     if out is None:
         yield
@@ -176,15 +176,15 @@ def _refuse_other_shards(out: Path, shards: dict[str, list[PlannedShard]]) -> No
         others = sorted(set(out.glob(f"{split}-?????-of-?????")) - planned)
         if others:
             raise UserError(
-                f"--out={out}: has other shards, as {others[0].name}, of other data or another "
-                f"--shard_mb; remove them, or name another folder"
+                f"--out={out}: has other shards, such as {others[0].name}, of other data or "
+                f"another --shard_mb; remove them, or name another folder"
             )
 
 
 def _make_all(
     shards: dict[str, list[PlannedShard]], threads: int
 ) -> dict[str, list[dict[str, Any]]]:
-    """The receipts of all shards, by split, in order."""
+    """Makes all shards and returns their receipts, by split, in order."""
     total = sum(len(shard.files) for one in shards.values() for shard in one)
     with (
         tqdm(total=total, unit="image", dynamic_ncols=True) as bar,
@@ -196,13 +196,13 @@ def _make_all(
         }
         try:
             return {split: [f.result() for f in found] for split, found in futures.items()}
-        except BaseException:  # Ctrl-C too: those not begun are dropped, those begun end
+        except BaseException:  # Ctrl-C too: drops shards that have not begun, awaits the others
             pool.shutdown(cancel_futures=True)
             raise
 
 
 def _make(shard: PlannedShard, bar: tqdm) -> dict[str, Any]:
-    """Makes a shard, unless it is there already, and returns its receipt."""
+    """Makes a shard unless it exists already, and returns its receipt."""
     made_of = _made_of(shard)
     kept = _kept(shard)
     if kept and kept.get("made_of") == made_of:
@@ -216,20 +216,22 @@ def _make(shard: PlannedShard, bar: tqdm) -> dict[str, Any]:
 
 
 def _kept(shard: PlannedShard) -> dict[str, Any] | None:
-    """The receipt of a shard that is there, and holds all of its images: what could not be read
-    may be readable now."""
+    """Returns the receipt of a shard that exists and is complete, or None.
+
+    A shard without its bad images is not complete: they may be readable now.
+    """
     if shard.path is None:
         return None
     try:
         receipt = json.loads(shard.receipt.read_text(encoding="utf-8"))
         whole = receipt["bytes"] == shard.path.stat().st_size and not receipt["bad"]
-    except (OSError, ValueError, KeyError, TypeError):  # none, or one that a power cut damaged
+    except (OSError, ValueError, KeyError, TypeError):  # missing, or damaged by a power cut
         return None
     return receipt if whole else None
 
 
 def _made_of(shard: PlannedShard) -> str:
-    """Differs where the files of a shard, their labels, sizes or times do."""
+    """Returns a hash of the paths, labels, sizes and times of a shard's files."""
     digest = hashlib.sha256()
     for path, label in shard.files:
         try:
@@ -270,7 +272,7 @@ def _write_records(shard: PlannedShard, bar: tqdm) -> dict[str, Any]:
 def _example(
     encoded: bytes, label: int, name: str, relative: str, height: int, width: int
 ) -> bytes:
-    """A `tf.train.Example` with the field names that ImageNet's have."""
+    """Returns a serialized `tf.train.Example` with ImageNet's field names."""
 
     def text(value: bytes) -> tf.train.Feature:
         return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
@@ -296,7 +298,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _tell(problems: Sequence[str], bad: Sequence[str], out: Path | None) -> None:
+def _report(problems: Sequence[str], bad: Sequence[str], out: Path | None) -> None:
     for line in [*problems, *(text.replace("\t", ": ") for text in bad[:_SHOWN])]:
         print(f"bad: {line}")
     if len(bad) > _SHOWN:

@@ -1,7 +1,8 @@
-"""Where each record of TFRecord files begins, so that any one can be read.
+"""An index of where each record of TFRecord files begins, so that any one can be read.
 
 A record is 8 bytes of length, little-endian, 4 of that length's checksum, the data, and 4 of the
-data's checksum. An index is made once, by seeking from header to header, and kept beside the data.
+data's checksum. The index is made once, by seeking from header to header, and kept next to the
+data.
 """
 
 import concurrent.futures
@@ -19,25 +20,25 @@ from trainer.files import replacing
 
 INDEX = ".records.index.npz"  # its name, in the folder of the shards
 _HEADER, _FOOTER = 12, 4  # bytes
-_SCANS_AT_ONCE = 32  # most of the time they wait for a disk or a network
+_SCANS_AT_ONCE = 32  # they mostly wait for a disk or a network
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"\x78\x01": "zlib", b"\x78\x9c": "zlib", b"\x78\xda": "zlib"}
 
 
 class Shard(NamedTuple):
-    """One file."""
+    """A TFRecord file and where its records begin."""
 
     path: str
-    offsets: np.ndarray  # int64, of its whole records
+    offsets: np.ndarray  # int64, bytes, one for each whole record
     cut: bool  # whether it ends in the middle of a record
     size: int  # bytes
     modified: int  # ns since 1970
 
 
 def index_shards(paths: Sequence[str], kept_at: Path) -> list[Shard]:
-    """The index of these files, read from `kept_at` where it is there and still true.
+    """Returns the index of these files, from the file `kept_at` as far as that is up to date.
 
-    A file of another size or time than when it was indexed is indexed anew, and said so. What
-    `kept_at` knows of other files stays.
+    A file whose size or time has changed is indexed again, with a line that says so. The entries
+    of other files in `kept_at` stay.
 
     Raises:
         UserError: for a file that is missing, cannot be read, or is compressed.
@@ -65,7 +66,7 @@ def index_shards(paths: Sequence[str], kept_at: Path) -> list[Shard]:
 
 
 def _save(shards: Sequence[Shard], kept_at: Path) -> None:
-    """Writes an index; where it cannot, says so, and the next process makes it again."""
+    """Writes an index. If that fails, prints a line: the next process makes the index again."""
     arrays = {
         "names": np.array([Path(shard.path).name for shard in shards]),
         "counts": np.array([len(shard.offsets) for shard in shards], np.int64),
@@ -79,11 +80,11 @@ def _save(shards: Sequence[Shard], kept_at: Path) -> None:
         with replacing(kept_at, unique=True) as new, new.open("wb") as file:
             np.savez(file, **arrays)
     except OSError as error:
-        print(f"{kept_at}: cannot be written ({error.strerror}); going on without", flush=True)
+        print(f"{kept_at}: cannot be written ({error.strerror}); continuing without", flush=True)
 
 
 def _load(kept_at: Path) -> dict[str, Shard]:
-    """By the file's name; empty where there is no index, or a broken one."""
+    """Returns the kept index by file names; empty if there is none, or a broken one."""
     try:
         with np.load(kept_at) as arrays:
             ends = np.cumsum(arrays["counts"])
@@ -121,8 +122,8 @@ def _record_offsets(path: str, file, size: int) -> tuple[np.ndarray, bool]:
         if len(header) < _HEADER or end > size:
             if not offsets and header[:2] in _COMPRESSED:
                 raise UserError(
-                    f"{path}: is compressed ({_COMPRESSED[header[:2]]}), and has no random access; "
-                    f"write the records anew without compression"
+                    f"{path}: is compressed ({_COMPRESSED[header[:2]]}), so records cannot be read "
+                    f"at random; write them without compression"
                 )
             break
         offsets.append(position)

@@ -1,4 +1,4 @@
-"""One fixed batch of random images, as if ImageNet: for measuring everything but the input."""
+"""Random images, as many as ImageNet has, to measure everything but the input."""
 
 import numpy as np
 import tensorflow as tf
@@ -7,16 +7,17 @@ from trainer.config import Config
 from trainer.data.source import numbered_classes
 
 _IMAGES = 64
-_EXAMPLES = {"train": 1_281_167}  # as many as ImageNet has; of any other split, 50,000
+_EXAMPLES = {"train": 1_281_167}  # ImageNet's; any other split has 50,000
 
 
 def open_source(config: Config, split: str, data_dir: str) -> "SyntheticSource":
+    """Makes a split."""
     del data_dir
     return SyntheticSource(config, _EXAMPLES.get(split, 50_000))
 
 
 class SyntheticSource:
-    """`_IMAGES` random images of the model's size, over and over."""
+    """A source of `_IMAGES` random images of the model's size, again and again."""
 
     in_graph = True
 

@@ -1,7 +1,7 @@
-"""Any TFDS data set as a `Source`: small ones in memory, large ones read at random from disk.
+"""Any TFDS data set of labelled images: small ones in memory, large ones read at random from disk.
 
-Imports nothing but what TFDS needs to open a prepared data set. Nothing is downloaded here: a
-download can take days and a terabyte, so it is a command of its own, named in the error.
+Nothing is downloaded here: a download can take days and a terabyte, so it is a separate command,
+which the error names.
 """
 
 import os
@@ -22,7 +22,7 @@ _IN_MEMORY_BYTES = 2**30
 
 
 def open_source(config: Config, split: str, data_dir: str):
-    """Opens a prepared TFDS data set; prepares digits itself, since that needs no network.
+    """Opens a prepared TFDS data set. Digits are prepared first, which needs no network.
 
     Raises:
         UserError: for an unknown name or split, or a data set that is not prepared.
@@ -48,8 +48,8 @@ def open_source(config: Config, split: str, data_dir: str):
     shape, dtype = features["image"].shape, features["image"].np_dtype
     if shape[-1] not in (1, 3) or dtype != np.uint8:
         raise UserError(
-            f"data set {name!r}: its images are {np.dtype(dtype).name} of {shape[-1]} channels, "
-            f"and this trainer takes uint8 of 1 or 3"
+            f"data set {name!r}: its images are {np.dtype(dtype).name} with {shape[-1]} channels; "
+            f"they must be uint8 with 1 or 3"
         )
     if None not in shape and num_examples * int(np.prod(shape)) <= _IN_MEMORY_BYTES:
         return InMemorySource(builder, split)
@@ -58,8 +58,8 @@ def open_source(config: Config, split: str, data_dir: str):
     if builder.info.file_format == tfds.core.FileFormat.TFRECORD:
         return _tfrecord_source(builder, split)
     raise UserError(
-        f"data set {builder.info.full_name!r}: prepared as {builder.info.file_format}, which this "
-        f"trainer does not read; prepare it with: tfds build {builder.name} "
+        f"data set {builder.info.full_name!r}: is prepared as {builder.info.file_format}, which "
+        f"cannot be read at random; prepare it with: tfds build {builder.name} "
         f"--file_format=array_record"
     )
 
@@ -92,14 +92,14 @@ def _digits(data_dir: str) -> tfds.core.DatasetBuilder:
         Path(data_dir).mkdir(parents=True, exist_ok=True)
         # Two processes that start at once must not both write it.
         with locked(Path(data_dir) / ".digits.lock"):
-            builder = Digits(data_dir=data_dir)  # anew: another process may have prepared it
+            builder = Digits(data_dir=data_dir)  # again: another process may have prepared it
             if not builder.is_prepared():
                 tfds.disable_progress_bar()
                 builder.download_and_prepare(file_format="array_record")
     except OSError as error:
         raise UserError(
             f"--data_dir={data_dir}: cannot be written ({error.strerror}), "
-            f"and the digits are prepared there; name another folder"
+            f"but the digits are prepared there; name another folder"
         ) from None
     return builder
 
@@ -107,7 +107,7 @@ def _digits(data_dir: str) -> tfds.core.DatasetBuilder:
 def _prepared(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     try:
         builder = tfds.builder(name, data_dir=data_dir)
-    # A wrong name, version or configuration, an address out of reach: TFDS has an error for each.
+    # A wrong name, version or configuration, or no connection: TFDS has an error for each.
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(
@@ -116,8 +116,8 @@ def _prepared(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
         ) from None
     if not builder.is_prepared():
         raise UserError(
-            f"data set {name!r}: not prepared in {data_dir}; prepare it once, where there is a "
-            f"network, with: tfds build {name} --file_format=array_record --data_dir={data_dir}"
+            f"data set {name!r}: not prepared in {data_dir}; prepare it once, with a network "
+            f"connection: tfds build {name} --file_format=array_record --data_dir={data_dir}"
         )
     return builder
 
@@ -134,8 +134,9 @@ def _tfrecord_source(builder: tfds.core.DatasetBuilder, split: str) -> RecordSou
     for shard, instruction in zip(shards, instructions, strict=True):
         if len(shard.offsets) != instruction.examples_in_shard:
             raise UserError(
-                f"{shard.path}: has {len(shard.offsets)} whole records, and TFDS wrote "
-                f"{instruction.examples_in_shard}; prepare data set {builder.info.full_name!r} anew"
+                f"{shard.path}: has {len(shard.offsets)} whole records, but TFDS wrote "
+                f"{instruction.examples_in_shard}; prepare data set {builder.info.full_name!r} "
+                f"again"
             )
     taken = [slice(i.skip, None if i.take < 0 else i.skip + i.take) for i in instructions]
     channels = int(builder.info.features["image"].shape[-1])
@@ -143,7 +144,7 @@ def _tfrecord_source(builder: tfds.core.DatasetBuilder, split: str) -> RecordSou
 
 
 class InMemorySource:
-    """A split of images of one size, decoded once: fetching is a gather, in graph."""
+    """A source of images of one size, decoded once and kept in memory."""
 
     in_graph = True
 
@@ -170,7 +171,7 @@ class InMemorySource:
 
 
 class ArrayRecordSource:
-    """A split on disk, in array_record format; images come encoded, as they lie there."""
+    """A source on disk, in array_record format; images are fetched encoded."""
 
     in_graph = False  # array_record is read from Python
     image_shape: tuple[int, int, int] | None = None

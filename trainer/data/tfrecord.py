@@ -1,8 +1,8 @@
-"""Sharded TFRecord files of `tf.train.Example`s, with the field names of ImageNet's.
+"""Sharded TFRecord files of `tf.train.Example`s, by default with ImageNet's field names.
 
-`<split>-00000-of-00128` and following, or one `<split>.tfrecord`, in `data.path`, below
-`--data_dir` or from the root. Class names come from `manifest.json`, which `trainer.prepare`
-writes; without it they are numbers.
+They are named `<split>-00000-of-00128` and so on, or `<split>.tfrecord`, in `data.path`: a path
+below `--data_dir`, or an absolute one. Class names come from `manifest.json`, which
+`trainer.prepare` writes; without it they are numbers.
 """
 
 import json
@@ -27,8 +27,8 @@ def open_source(config: Config, split: str, data_dir: str) -> "RecordSource":
     """Opens a split.
 
     Raises:
-        UserError: where a shard is missing, compressed, or cut; a cut one's whole records are taken
-            where bad examples are skipped, and so are the shards that are there.
+        UserError: if a shard is missing, compressed or cut. If bad examples are skipped, a missing
+            shard and the end of a cut one are left out instead.
     """
     folder = local_folder(config, data_dir)
     skip = config.data.on_bad_example == "skip"
@@ -42,7 +42,7 @@ def open_source(config: Config, split: str, data_dir: str) -> "RecordSource":
             _bad(f"{shard.path}: has no records", skip)
         elif len(written) == len(shards) and shard.size != written[number]:
             _bad(
-                f"{shard.path}: has {shard.size:,} bytes, and {MANIFEST} says {written[number]:,}",
+                f"{shard.path}: has {shard.size:,} bytes, but {MANIFEST} says {written[number]:,}",
                 skip,
             )
     if not sum(len(shard.offsets) for shard in shards):
@@ -58,7 +58,7 @@ def open_source(config: Config, split: str, data_dir: str) -> "RecordSource":
 
 
 def find_shards(folder: Path, split: str, skip: bool) -> list[str]:
-    """The files of a split, in order."""
+    """Returns the paths of a split's files, in order."""
     pattern = re.compile(rf"{re.escape(split)}(?:\.tfrecord)?-(\d+)-of-(\d+)(?:\.tfrecord)?")
     try:
         names = sorted(entry.name for entry in folder.iterdir())
@@ -75,47 +75,50 @@ def find_shards(folder: Path, split: str, skip: bool) -> list[str]:
     totals = {int(match[2]) for match in found.values()}
     if len(totals) > 1:
         raise UserError(
-            f"{folder}: has shards of several sets of {split!r}, of {sorted(totals)} files; keep "
+            f"{folder}: has several sets of shards of {split!r}, of {sorted(totals)} files; keep "
             f"one of them"
         )
     missing = sorted(set(range(*totals)) - {int(match[1]) for match in found.values()})
     if missing:
         shown = ", ".join(f"{split}-{number:05d}" for number in missing[:5])
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        _bad(f"{folder}: of {min(totals)} shards there is no {shown}{more}", skip)
+        verb = "is" if len(missing) == 1 else "are"
+        _bad(f"{folder}: {shown}{more} {verb} missing, of {min(totals)} shards", skip)
     return [str(folder / name) for name in found]
 
 
 def _bad(problem: str, skip: bool) -> None:
     if not skip:
-        raise UserError(f"{problem}; restore it, or --set data.on_bad_example=skip to go without")
+        raise UserError(
+            f"{problem}; restore it, or leave it out with --set data.on_bad_example=skip"
+        )
     print(f"left out: {problem}", flush=True)
 
 
 def _manifest(folder: Path, split: str) -> tuple[tuple[str, ...], list[int]]:
-    """What `trainer.prepare` wrote: the class names, and the bytes of each shard of the split;
-    empty where it did not."""
+    """Returns what `trainer.prepare` wrote: the class names, and the bytes of each shard of the
+    split. Empty without a manifest."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         shards = manifest.get("splits", {}).get(split, {}).get("shards", [])
         sizes = [int(shard["bytes"]) for shard in shards]
         if not isinstance(manifest["class_names"], list):
-            raise TypeError("class_names is no list")
+            raise TypeError("class_names is not a list")
         return tuple(map(str, manifest["class_names"])), sizes
     except FileNotFoundError:
         return (), []
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{folder / MANIFEST}: cannot be read ({type(error).__name__}: {error}); restore it, "
-            f"or remove it to have classes without names"
+            f"or remove it for classes without names"
         ) from None
 
 
 class Records:
-    """Random access to the bytes of records, in graph.
+    """Random access to the bytes of records, in a TensorFlow graph.
 
     Args:
-        taken: of each shard, which of its records there are; None for all.
+        taken: the slice of each shard's records that is used; None for all.
     """
 
     def __init__(self, shards: Sequence[Shard], taken: Sequence[slice] | None = None):
@@ -138,7 +141,7 @@ class Records:
         return f"{self._names[self._shards[index]]}, the record at byte {self._offsets[index]}"
 
     def fetch(self, indices: tf.Tensor) -> tf.Tensor:
-        """Serialized records at int64 `[n]`: string `[n]`."""
+        """Returns the serialized records at int64 `[n]`: string `[n]`."""
 
         names, shards, offsets = self._tensors
 
@@ -161,7 +164,7 @@ class Records:
 
 
 class RecordSource:
-    """Records of an encoded image and a label."""
+    """A source of records with an encoded image and a label."""
 
     in_graph = True
     image_shape: tuple[int, int, int] | None = None
@@ -194,6 +197,6 @@ class RecordSource:
         }
         values: Any = tf.io.parse_example(self._records.fetch(indices), features)
         labels = values[self._label_field] - self._first_label
-        # What int32 does not hold stays outside the classes.
+        # Labels beyond int32 stay outside the classes.
         labels = tf.clip_by_value(labels, -1, tf.int32.max)
         return values[self._image_field], tf.cast(labels, tf.int32)

@@ -15,15 +15,16 @@ from trainer.data.streams import Stream
 def augment_batch(
     images: tf.Tensor, labels: tf.Tensor, positions: tf.Tensor, config: Config
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """What the config says of crop, flip, augmentation and mixing.
+    """Crops, flips, augments and mixes images as the config says.
 
     Args:
         images: uint8 `[n, image_size, image_size, channels]`.
         labels: int32 `[n]`.
-        positions: int64 `[n]`, of the examples in the run.
+        positions: of the examples in the run, int64 `[n]`.
 
     Returns:
-        As `images`, and the labels: int32 `[n]`, or float32 `[n, classes]` where images are mixed.
+        Images, as `images`; and labels, int32 `[n]` or, if images are mixed, float32
+        `[n, classes]`.
     """
     if config.data.crop == "pad":
         images = _pad_and_crop(images, positions, config)
@@ -45,10 +46,10 @@ def augment_batch(
 
 
 def _flip(images: tf.Tensor, flip: tf.Tensor) -> tf.Tensor:
-    """Some of the images mirrored; `flip` is bool `[n]`.
+    """Mirrors the images for which `flip`, bool `[n]`, is true.
 
-    As rows of pixels and a choice of whole images, which TensorFlow copies; four axes and
-    `tf.where`, which it computes pixel by pixel, took 0.6 ms an image of 224 pixels.
+    It reverses rows of pixels and gathers whole images, which are copies. `tf.where` on four axes
+    works pixel by pixel and took 0.6 ms per image of 224 pixels.
     """
     count, height, width, channels = images.shape
     rows = tf.reverse(tf.reshape(images, [count * height, width, channels]), axis=[1])
@@ -71,7 +72,7 @@ def _pad_and_crop(images: tf.Tensor, positions: tf.Tensor, config: Config) -> tf
 
 
 def _color_jitter(images: tf.Tensor, positions: tf.Tensor, config: Config) -> tf.Tensor:
-    """Brightness, contrast, saturation: in this order, not in a random one as elsewhere."""
+    """Changes brightness, contrast and saturation, in this order; torchvision's is random."""
 
     def factors(stream: int) -> tf.Tensor:
         numbers = uniform(positions, config.seed, stream)
@@ -90,8 +91,8 @@ def _color_jitter(images: tf.Tensor, positions: tf.Tensor, config: Config) -> tf
 
 
 def _erase(images: tf.Tensor, positions: tf.Tensor, config: Config) -> tf.Tensor:
-    """A rectangle of 2 to 33 % of the area, of aspect ratio 0.3 to 1 / 0.3, becomes the mean colour
-    (Zhong et al. 2020, section 3.2); sides are cut off at the image's, instead of drawn again."""
+    """Replaces a rectangle by the mean colour: 2 to 33 % of the area, aspect ratio 0.3 to 1 / 0.3
+    (Zhong et al. 2020, section 3.2). Sides longer than the image's are cut, not drawn again."""
     height, width, channels = images.shape[1:]
 
     def draw(stream: int) -> tf.Tensor:
