@@ -14,6 +14,7 @@ from absl import flags
 
 from trainer.cli import command
 from trainer.cli.flags import OUT
+from trainer.cli.quiet import quiet_start
 from trainer.errors import EXIT_DONE, UserError
 
 _TO = flags.DEFINE_enum("to", "safetensors", ["safetensors"], "The format.")
@@ -38,10 +39,10 @@ def export() -> int:
         raise UserError(f"--out={out}: must end in .{_TO.value}")
     if not out.parent.is_dir():
         raise UserError(f"--out={out}: the folder {out.parent} is not there; make it first")
-    command.quiet_libraries()
-    from trainer.models.weights import tensor_file
-    from trainer.models.weights.load import read_checkpoint, torch_tensors
-    from trainer.models.weights.names import libraries
+    with quiet_start():
+        from trainer.models.weights import tensor_file
+        from trainer.models.weights.load import read_checkpoint, torch_tensors
+        from trainer.models.weights.names import libraries
 
     average = {"auto": None, "raw": False, "average": True}[_WEIGHTS.value]
     try:

@@ -18,6 +18,7 @@ from absl import flags
 from trainer import config as config_lib
 from trainer.cli import command
 from trainer.cli.flags import CONFIG, SET
+from trainer.cli.quiet import quiet_start
 from trainer.config import Config
 from trainer.errors import EXIT_DONE, UserError
 
@@ -66,8 +67,8 @@ def inspect() -> int:
         raise UserError(f"--picture={_PICTURE.value}: is for --image, which is not given")
     configs = [_config(name) for name in names]
     image, picture = _files() if _IMAGE.value else (None, None)
-    command.quiet_libraries()
-    from trainer.insight import tables
+    with quiet_start():
+        from trainer.insight import tables
 
     if image and picture:
         _print_activations(configs[0], image, picture)

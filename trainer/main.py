@@ -12,6 +12,7 @@ from absl import flags
 from trainer import config as config_lib
 from trainer.cli import command
 from trainer.cli.flags import CONFIG, SET, TPU
+from trainer.cli.quiet import quiet_start
 from trainer.devices import cluster as cluster_lib
 from trainer.devices import tpu as tpu_lib
 from trainer.errors import EXIT_DONE, UserError
@@ -65,22 +66,23 @@ def train() -> int:
         cluster_lib.rendezvous(cluster, offer, _CLUSTER_TIMEOUT_S.value)
         stopwatch.lap("waiting for workers")
 
-    command.quiet_libraries()
     if strategy_name == "tpu":
         tpu = tpu_lib.prepare(tpu, os.environ)
         stopwatch.lap("TPU")
-    import tensorflow as tf
-
-    from trainer.devices.strategy import create_strategy, losses_named
-    from trainer.run.train import train_and_evaluate
-
-    stopwatch.lap("import")
-    if config.deterministic:
-        tf.config.experimental.enable_op_determinism()
     others = "TPU" if strategy_name == "tpu" else "workers" if cluster is not None else None
+    with quiet_start():
+        import tensorflow as tf
+
+        from trainer.devices.strategy import create_strategy, losses_named
+        from trainer.run.train import train_and_evaluate
+
+        stopwatch.lap("import")
+        if config.deterministic:
+            tf.config.experimental.enable_op_determinism()
+        with losses_named(others):
+            strategy = create_strategy(strategy_name, tpu, _VIRTUAL_DEVICES.value)
+    stopwatch.lap("devices")
     with losses_named(others):
-        strategy = create_strategy(strategy_name, tpu, _VIRTUAL_DEVICES.value)
-        stopwatch.lap("devices")
         summary = train_and_evaluate(config, strategy, folder, _DATA_DIR.value, stopwatch)
     # There is none where all steps were done before, or in one loop with the tracing.
     measured = math.isfinite(summary.images_per_second)

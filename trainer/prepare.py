@@ -17,6 +17,7 @@ from absl import flags
 
 from trainer.cli import command
 from trainer.cli.flags import OUT
+from trainer.cli.quiet import quiet_start
 from trainer.errors import EXIT_DONE, UserError
 
 _FROM = flags.DEFINE_enum("from", "folder", ["folder"], "What there is.")
@@ -46,8 +47,8 @@ def main() -> int:
         raise UserError("--out: must name a folder for the TFRecord files; or --to=nothing")
     if len(_SPLITS.value) != 2:
         raise UserError(f"--splits={','.join(_SPLITS.value)}: must be two, as train,val")
-    command.quiet_libraries()
-    from trainer.data.preparation import Request, prepare
+    with quiet_start():
+        from trainer.data.preparation import Request, prepare
 
     prepare(
         Request(

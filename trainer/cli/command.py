@@ -1,12 +1,11 @@
 """What all commands share: flags that answer in one line, and exit codes. No TensorFlow."""
 
 import io
-import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from absl import app, flags, logging
+from absl import app, flags
 
 from trainer.errors import (
     EXIT_DIVERGED,
@@ -64,13 +63,6 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     if len(rest) > 1:
         _exit_with_error(f"{rest[1]!r}: arguments must be flags, as --config={rest[1]}")
     return rest
-
-
-def quiet_libraries() -> None:
-    """Takes away what TensorFlow and TFDS report of themselves; `--verbosity=0` brings it back."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.ERROR)
 
 
 def _exit_with_error(message: str, code: int = EXIT_USER_ERROR) -> NoReturn:

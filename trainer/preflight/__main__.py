@@ -12,6 +12,7 @@ from absl import flags
 from trainer import config as config_lib
 from trainer.cli import command
 from trainer.cli.flags import CONFIG, SET, TPU
+from trainer.cli.quiet import quiet_start
 from trainer.config import Config
 from trainer.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
 from trainer.preflight import report
@@ -65,9 +66,9 @@ def preflight() -> int:
 
 def _preflight(config: Config, target: Slice) -> int:
     """What needs TensorFlow, and minutes."""
-    command.quiet_libraries()
-    from trainer.devices.strategy import check_batch_size, check_tpu
-    from trainer.preflight.program import layer_of_reason, train_step_program
+    with quiet_start():
+        from trainer.devices.strategy import check_batch_size, check_tpu
+        from trainer.preflight.program import layer_of_reason, train_step_program
 
     check_tpu(config)
     check_batch_size(config, target.num_replicas)
