@@ -31,12 +31,12 @@ def quiet_start() -> Iterator[None]:
     printed on any other exception, if the process dies inside the block (for example of a signal),
     and once a minute if the block lasts that long. `--verbosity=0` or above holds nothing back.
     """
-    verbosity = flags.FLAGS["verbosity"]
-    if verbosity.present and verbosity.value >= logging.INFO:
+    chosen = flags.FLAGS["verbosity"].present
+    if chosen and flags.FLAGS.verbosity >= logging.INFO:
         yield
         return
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    if not verbosity.present:
+    if not chosen:
         logging.set_verbosity(logging.ERROR)
     held = None if "tensorflow" in sys.modules else _hold()
     show = False
