@@ -16,6 +16,7 @@ from tests.conftest import strategy_of
 from tests.step_runs import Run
 from trainer import config as config_lib
 from trainer import inspect, main
+from trainer.errors import UserError
 from trainer.insight.anatomy import anatomy
 from trainer.models.weights.load import torch_tensors
 from trainer.preflight import __main__ as preflight
@@ -133,7 +134,7 @@ def test_the_set_options_and_fields_of_the_readme_exist():
 
 
 def test_the_example_error_is_the_real_one():
-    with pytest.raises(config_lib.UserError) as caught:
+    with pytest.raises(UserError) as caught:
         config_lib.override(config_lib.Config(), ["optimizer.learning_rte=0.1"])
     assert f"error: {caught.value}\n" in (_ROOT / "README.md").read_text()
 

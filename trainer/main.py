@@ -73,16 +73,17 @@ def train() -> int:
     with quiet_start():
         import tensorflow as tf
 
-        from trainer.devices.strategy import create_strategy, losses_named
+        from trainer.devices.strategy import create_strategy
+        from trainer.failures import lost_peers_reported
         from trainer.run.train import train_and_evaluate
 
         stopwatch.lap("import")
         if config.deterministic:
             tf.config.experimental.enable_op_determinism()
-        with losses_named(others):
+        with lost_peers_reported(others):
             strategy = create_strategy(strategy_name, tpu, _VIRTUAL_DEVICES.value)
     stopwatch.lap("devices")
-    with losses_named(others):
+    with lost_peers_reported(others):
         summary = train_and_evaluate(config, strategy, folder, _DATA_DIR.value, stopwatch)
     # There is none where all steps were done before, or in one loop with the tracing.
     measured = math.isfinite(summary.images_per_second)
