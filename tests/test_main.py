@@ -1,5 +1,6 @@
 """`python -m trainer.main` with bad input: one line that names the thing and its value, exit 2."""
 
+import copy
 import json
 import os
 import re
@@ -10,19 +11,30 @@ import sys
 from pathlib import Path
 
 import pytest
+from absl import flags
 
 from tests.conftest import strategy_of
 from tests.workers import tf_configs
 from trainer import config as config_lib
+from trainer import export, inspect, main, prepare
+from trainer.cli import command
 from trainer.config import Config, load, override
 from trainer.data.source import open_source
 from trainer.errors import DivergedError, GroupError, PreemptedError, UserError
+from trainer.preflight import __main__ as preflight
 from trainer.run.folder import RunFolder, default_path
 from trainer.run.train import train_and_evaluate
 
 ROOT = Path(__file__).parents[1]
 DIGITS = str(ROOT / "configs" / "digits_resnet20.py")
 IMPORTED = 99
+VERBS = {
+    "trainer.main": main,
+    "trainer.inspect": inspect,
+    "trainer.prepare": prepare,
+    "trainer.export": export,
+    "trainer.preflight": preflight,
+}
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +51,7 @@ def run_main(
     pythonpath: object = "",
     cwd: Path = ROOT,
     environment: dict[str, str] | None = None,
+    verb: str = "trainer.main",
 ) -> subprocess.CompletedProcess:
     inherited = {
         name: value
@@ -46,7 +59,7 @@ def run_main(
         if name not in ("TF_CONFIG", "TPU_NAME", "TFDS_DATA_DIR")
     }
     return subprocess.run(
-        [sys.executable, "-m", "trainer.main", *map(str, arguments)],
+        [sys.executable, "-m", verb, *map(str, arguments)],
         cwd=cwd,
         env=inherited | {"PYTHONPATH": str(pythonpath)} | (environment or {}),
         stdin=subprocess.DEVNULL,
@@ -73,8 +86,14 @@ def only_line(result: subprocess.CompletedProcess, code: int = 2) -> str:
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["--learning_rate=0.8"], ["flag", "'learning_rate'"]),
-        (["--stategy=mirrored"], ["flag", "'stategy'", "strategy"]),
+        (
+            ["--learning_rate=0.8"],
+            ["--learning_rate: not a flag of trainer.main", "--set optimizer.learning_rate=…"],
+        ),
+        (["--stategy=mirrored"], ["--stategy: not a flag of", "did you mean --strategy?"]),
+        (["--out=model.safetensors"], ["--out: not a flag of trainer.main"]),
+        (["--notpu=x"], ["--notpu: not a flag"]),
+        (["--noprint_config=x"], ["--noprint_config=x does not take an argument"]),
         (["--virtual_devices=two"], ["--virtual_devices=two"]),
         (["--virtual_devices=-1"], ["--virtual_devices=-1"]),
         (["--set"], ["--set"]),
@@ -175,9 +194,7 @@ def test_a_model_of_one_s_own_is_a_module_of_this_folder(stubs, tmp_path, as_scr
     bin_folder.mkdir()
     (here / "my_models" / "tinynet.py").write_text("raise SystemExit('not before TensorFlow')\n")
     script = bin_folder / "train"
-    script.write_text(
-        "from trainer.cli import command\nfrom trainer.main import train\ncommand.run(train)\n"
-    )
+    script.write_text("from trainer.main import main\nmain()\n")
     result = subprocess.run(
         [
             *(sys.executable, *([script] if as_script else ["-m", "trainer.main"])),
@@ -296,11 +313,71 @@ def test_a_group_that_does_not_form(stubs, tmp_path):
     )
 
 
-def test_help_lists_the_flags(stubs):
-    result = run_main("--help", pythonpath=stubs)
-    listed = set(re.findall(r"--(?:\[no\])?(\w+)", result.stdout))
-    assert {"config", "set", "strategy", "tpu", "workdir", "data_dir", "virtual_devices"} <= listed
-    assert result.stderr == ""
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_lists_the_verb_s_flags(stubs, verb):
+    result = run_main("--help", pythonpath=stubs, verb=verb)
+    assert (result.returncode, result.stderr) == (0, "")
+    listed = re.findall(r"^  --(?:\[no\])?(\w+)", result.stdout, re.MULTILINE)
+    assert listed == sorted(VERBS[verb].FLAGS)
+    assert max(len(line) for line in result.stdout.partition("  --")[2].splitlines()) <= 80
+    if verb == "trainer.main":
+        expected = {"config", "set", "strategy", "tpu", "workdir", "data_dir", "virtual_devices"}
+        assert expected <= set(listed)
+        everything = run_main("--helpfull", pythonpath=stubs)
+        assert {*listed, "verbosity", "pdb"} <= set(
+            re.findall(r"--(?:\[no\])?(\w+)", everything.stdout)
+        )
+
+
+@pytest.mark.parametrize(
+    ("verb", "flag"),
+    [
+        (verb, flag)
+        for verb, module in VERBS.items()
+        for flag in sorted({f for m in VERBS.values() for f in m.FLAGS} - set(module.FLAGS))
+    ],
+)
+def test_a_verb_refuses_the_flags_of_others(capsys, verb, flag):
+    with pytest.raises(SystemExit) as caught:
+        command.run(verb, lambda: 0, copy.deepcopy(VERBS[verb].FLAGS), [verb, f"--{flag}=1"])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: --{flag}: not a flag of {verb}; ")
+
+
+def test_the_flags_of_absl_are_every_verb_s():
+    own = flags.FlagValues()
+    with pytest.raises(SystemExit) as caught:
+        command.run("trainer.verb", lambda: 7, own, ["verb", "--verbosity=0", "--nopdb"])
+    assert caught.value.code == 7
+    assert len(own) == 0
+
+
+@pytest.mark.parametrize("verb", [verb for verb, module in VERBS.items() if "set" in module.FLAGS])
+def test_the_config_is_printed_before_a_verb_begins(stubs, tmp_path, verb):
+    recipe = str(ROOT / "configs" / "imagenet_resnet50.py")
+    arguments = [f"--config={recipe}", "--set=seed=7"]
+    result = run_main(*arguments, "--print_config", pythonpath=stubs, verb=verb)
+    assert (result.returncode, result.stderr) == (0, "")
+    lines = [line for line in result.stdout.splitlines() if line and not line.startswith("#")]
+    assert override(Config(), lines) == override(load(recipe), ["seed=7"])
+    result = run_main(*arguments, "--help_config", pythonpath=stubs, verb=verb)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "\noptimizer.learning_rate = 0.4\n    a number, above 0\n" in result.stdout
+    message = only_line(run_main("--set=sed=7", "--print_config", pythonpath=stubs, verb=verb))
+    assert message == "sed: unknown field; did you mean 'seed'?"
+
+
+def test_a_reader_of_help_may_go_away_early(stubs):
+    command = f"set -o pipefail; {sys.executable} -m trainer.main --help_config | true"
+    result = subprocess.run(
+        ["bash", "-c", command],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(stubs)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(
@@ -316,13 +393,13 @@ def test_help_lists_the_flags(stubs):
     ],
 )
 def test_exit_codes(error, code):
-    def command() -> int:
+    def verb() -> int:
         if error is not None:
             raise error
         return 0
 
     with pytest.raises(SystemExit if code is not None else ValueError) as caught:
-        command.run(command, ["program"])
+        command.run("trainer.verb", verb, flags.FlagValues(), ["program"])
     if code is not None:
         assert caught.value.code == code
 
