@@ -1,6 +1,5 @@
 """`python -m trainer.main` with bad input: one line that names the thing and its value, exit 2."""
 
-import copy
 import json
 import os
 import re
@@ -11,75 +10,18 @@ import sys
 from pathlib import Path
 
 import pytest
-from absl import flags
 
 from tests.conftest import strategy_of
+from tests.verb_runs import IMPORTED, ROOT, only_line, run_main
 from tests.workers import tf_configs
 from trainer import config as config_lib
-from trainer import export, inspect, main, prepare
-from trainer.cli import command
 from trainer.config import Config, load, override
 from trainer.data.source import open_source
-from trainer.errors import DivergedError, GroupError, PreemptedError, UserError
-from trainer.preflight import __main__ as preflight
+from trainer.errors import UserError
 from trainer.run.folder import RunFolder, default_path
 from trainer.run.train import train_and_evaluate
 
-ROOT = Path(__file__).parents[1]
 DIGITS = str(ROOT / "configs" / "digits_resnet20.py")
-IMPORTED = 99
-VERBS = {
-    "trainer.main": main,
-    "trainer.inspect": inspect,
-    "trainer.prepare": prepare,
-    "trainer.export": export,
-    "trainer.preflight": preflight,
-}
-
-
-@pytest.fixture(scope="module")
-def stubs(tmp_path_factory) -> Path:
-    """Packages that end the process when it imports them."""
-    folder = tmp_path_factory.mktemp("stubs")
-    for name in ("tensorflow", "tf_keras", "tensorflow_datasets"):
-        (folder / f"{name}.py").write_text(f"import os\nos._exit({IMPORTED})\n")
-    return folder
-
-
-def run_main(
-    *arguments: object,
-    pythonpath: object = "",
-    cwd: Path = ROOT,
-    environment: dict[str, str] | None = None,
-    verb: str = "trainer.main",
-) -> subprocess.CompletedProcess:
-    inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ("TF_CONFIG", "TPU_NAME", "TFDS_DATA_DIR")
-    }
-    return subprocess.run(
-        [sys.executable, "-m", verb, *map(str, arguments)],
-        cwd=cwd,
-        env=inherited | {"PYTHONPATH": str(pythonpath)} | (environment or {}),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def only_line(result: subprocess.CompletedProcess, code: int = 2) -> str:
-    """The message of a run that was refused, and that said nothing else."""
-    assert result.returncode == code, result.stderr
-    assert result.stdout == ""
-    assert "Traceback" not in result.stderr
-    lines = result.stderr.splitlines()
-    assert len(lines) == 1
-    assert lines[0].startswith("error: ")
-    return lines[0].removeprefix("error: ")
-
-
 # --- without TensorFlow -----------------------------------------------------------------------
 
 
@@ -311,97 +253,6 @@ def test_a_group_that_does_not_form(stubs, tmp_path):
     assert only_line(result, code=200).startswith(
         f"TF_CONFIG: the group of 2 did not form: worker 1 ({missing}) did not come; "
     )
-
-
-@pytest.mark.parametrize("verb", VERBS)
-def test_help_lists_the_verb_s_flags(stubs, verb):
-    result = run_main("--help", pythonpath=stubs, verb=verb)
-    assert (result.returncode, result.stderr) == (0, "")
-    listed = re.findall(r"^  --(?:\[no\])?(\w+)", result.stdout, re.MULTILINE)
-    assert listed == sorted(VERBS[verb].FLAGS)
-    assert max(len(line) for line in result.stdout.partition("  --")[2].splitlines()) <= 80
-    if verb == "trainer.main":
-        expected = {"config", "set", "strategy", "tpu", "workdir", "data_dir", "virtual_devices"}
-        assert expected <= set(listed)
-        everything = run_main("--helpfull", pythonpath=stubs)
-        assert {*listed, "verbosity", "pdb"} <= set(
-            re.findall(r"--(?:\[no\])?(\w+)", everything.stdout)
-        )
-
-
-@pytest.mark.parametrize(
-    ("verb", "flag"),
-    [
-        (verb, flag)
-        for verb, module in VERBS.items()
-        for flag in sorted({f for m in VERBS.values() for f in m.FLAGS} - set(module.FLAGS))
-    ],
-)
-def test_a_verb_refuses_the_flags_of_others(capsys, verb, flag):
-    with pytest.raises(SystemExit) as caught:
-        command.run(verb, lambda: 0, copy.deepcopy(VERBS[verb].FLAGS), [verb, f"--{flag}=1"])
-    assert caught.value.code == 2
-    assert capsys.readouterr().err.startswith(f"error: --{flag}: not a flag of {verb}; ")
-
-
-def test_the_flags_of_absl_are_every_verb_s():
-    own = flags.FlagValues()
-    with pytest.raises(SystemExit) as caught:
-        command.run("trainer.verb", lambda: 7, own, ["verb", "--verbosity=0", "--nopdb"])
-    assert caught.value.code == 7
-    assert len(own) == 0
-
-
-@pytest.mark.parametrize("verb", [verb for verb, module in VERBS.items() if "set" in module.FLAGS])
-def test_the_config_is_printed_before_a_verb_begins(stubs, tmp_path, verb):
-    recipe = str(ROOT / "configs" / "imagenet_resnet50.py")
-    arguments = [f"--config={recipe}", "--set=seed=7"]
-    result = run_main(*arguments, "--print_config", pythonpath=stubs, verb=verb)
-    assert (result.returncode, result.stderr) == (0, "")
-    lines = [line for line in result.stdout.splitlines() if line and not line.startswith("#")]
-    assert override(Config(), lines) == override(load(recipe), ["seed=7"])
-    result = run_main(*arguments, "--help_config", pythonpath=stubs, verb=verb)
-    assert (result.returncode, result.stderr) == (0, "")
-    assert "\noptimizer.learning_rate = 0.4\n    a number, above 0\n" in result.stdout
-    message = only_line(run_main("--set=sed=7", "--print_config", pythonpath=stubs, verb=verb))
-    assert message == "sed: unknown field; did you mean 'seed'?"
-
-
-def test_a_reader_of_help_may_go_away_early(stubs):
-    command = f"set -o pipefail; {sys.executable} -m trainer.main --help_config | true"
-    result = subprocess.run(
-        ["bash", "-c", command],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(stubs)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (result.returncode, result.stderr) == (0, "")
-
-
-@pytest.mark.parametrize(
-    ("error", "code"),
-    [
-        (None, 0),
-        (UserError("a mistake"), 2),
-        (GroupError("a worker is missing"), 200),
-        (PreemptedError("saved"), 42),
-        (DivergedError("step 3"), 43),
-        (KeyboardInterrupt(), 130),
-        (ValueError("a bug"), None),
-    ],
-)
-def test_exit_codes(error, code):
-    def verb() -> int:
-        if error is not None:
-            raise error
-        return 0
-
-    with pytest.raises(SystemExit if code is not None else ValueError) as caught:
-        command.run("trainer.verb", verb, flags.FlagValues(), ["program"])
-    if code is not None:
-        assert caught.value.code == code
 
 
 # --- with TensorFlow --------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from tests.conftest import strategy_of
 from tests.step_runs import Run
 from trainer import config as config_lib
 from trainer import export, inspect, main, prepare
+from trainer.devices.choice import STRATEGIES
 from trainer.errors import UserError
 from trainer.insight.anatomy import anatomy
 from trainer.models.weights.load import torch_tensors
@@ -56,7 +57,7 @@ def test_every_command_parses(command):
     values = copy.deepcopy(VERBS[module.removeprefix("trainer.")].FLAGS)
     assert values([module, *inspect._joined(arguments)]) == [module]
     if module == "trainer.main":
-        assert values["strategy"].value in main.STRATEGIES
+        assert values["strategy"].value in STRATEGIES
         path = _ROOT / values["config"].value
         config_lib.override(config_lib.load(str(path)), values["set"].value)
     if module == "trainer.preflight":

@@ -15,18 +15,17 @@ from absl import flags
 
 from trainer.cli import command
 from trainer.cli.flags import ConfigFlags
+from trainer.devices import choice
 from trainer.devices import cluster as cluster_lib
 from trainer.devices import tpu as tpu_lib
 from trainer.errors import EXIT_DONE, UserError
 from trainer.run.folder import RunFolder, default_path
 from trainer.run.stopwatch import Stopwatch
 
-STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
-
 FLAGS = flags.FlagValues()
 _CONFIG = ConfigFlags(FLAGS)
 _STRATEGY = flags.DEFINE_string(
-    "strategy", "auto", f"Where to run: {', '.join(STRATEGIES)}.", flag_values=FLAGS
+    "strategy", "auto", f"Where to run: {', '.join(choice.STRATEGIES)}.", flag_values=FLAGS
 )
 _TPU = flags.DEFINE_string(
     "tpu", "", "The TPU: its name or address, or local on a TPU VM.", flag_values=FLAGS
@@ -66,7 +65,7 @@ def train() -> int:
     """
     stopwatch = Stopwatch()
     config = _CONFIG.resolve()
-    strategy_name, tpu = _where()
+    strategy_name, tpu = choice.choose(_STRATEGY.value, _TPU.value, _VIRTUAL_DEVICES.value)
     if _WORKDIR.value == "":
         raise UserError("--workdir=: must name a folder; leave it out for the default")
     workdir = _WORKDIR.value or default_path(_CONFIG.path.value, config)
@@ -113,43 +112,6 @@ def train() -> int:
         folder.write_done(text)
         print(text)
     return EXIT_DONE
-
-
-def _where() -> tuple[str, str]:
-    """The strategy, `auto` resolved as far as it can be without TensorFlow, and the TPU's name.
-
-    Raises:
-        UserError: for what is wrong with them already.
-    """
-    name = _STRATEGY.value
-    if name not in STRATEGIES:
-        raise UserError(f"--strategy={name}: unknown; one of {', '.join(STRATEGIES)}")
-    tpu = ""
-    if name in ("auto", "tpu"):
-        tpu = tpu_lib.name_of(_TPU.value, os.environ)
-    elif _TPU.value:
-        raise UserError(f"--tpu={_TPU.value}: needs --strategy=tpu or auto, not {name}")
-    # A flag says more than what an environment has left over.
-    if name == "auto" and (_TPU.value or (tpu and not cluster_lib.tf_config_cluster())):
-        name = "tpu"
-    if name == "multi_worker" and not cluster_lib.tf_config_cluster():
-        raise UserError(
-            "--strategy=multi_worker: TF_CONFIG is not set, and names the workers: set it for "
-            "each process, as BUILD.md shows, or use --strategy=mirrored"
-        )
-    if name == "tpu":
-        if not tpu:
-            raise UserError(
-                "--strategy=tpu: no TPU is named: give --tpu=NAME, or --tpu=local on a TPU VM, or "
-                "use --strategy=auto"
-            )
-        tpu_lib.environment(tpu, os.environ)  # or says what contradicts it, before a folder is made
-    if name not in ("auto", "mirrored") and _VIRTUAL_DEVICES.value:
-        raise UserError(
-            f"--virtual_devices={_VIRTUAL_DEVICES.value}: needs --strategy=mirrored or auto, "
-            f"not {name}"
-        )
-    return name, tpu
 
 
 def main() -> None:
