@@ -1,4 +1,4 @@
-"""Our train loop, as trainer/train.py runs it, on one batch of bytes over and over."""
+"""Our train loop, as trainer/run/train.py runs it, on one batch of bytes over and over."""
 
 from benchmarks.peers import protocol  # first: its clock starts at import  # isort: skip
 
@@ -7,11 +7,9 @@ import tensorflow as tf
 
 from trainer.config import Config, DataConfig, ModelConfig, OptimizerConfig
 from trainer.data.pipeline import distribute
-from trainer.devices.strategy import choose_compilation
+from trainer.devices.compilation import choose_compilation
 from trainer.registry import MODELS
-from trainer.step.optim import make_schedule
-from trainer.step.state import TrainState
-from trainer.step.train_step import make_train_loop
+from trainer.step.build import build_training
 
 MODELS.setdefault("dense", "benchmarks.peers.dense_model")
 STEPS_PER_LOOP = 100
@@ -61,13 +59,12 @@ class Loop:
         sync_batch_norm: bool = True,
     ):
         config = make_config(request, strategy.num_replicas_in_sync, sync_batch_norm)
-        with strategy.scope():
-            self.state = TrainState(config, request.channels)
+        compiled = choose_compilation(config, strategy).compiled
+        self.state, _, self.train_loop = build_training(
+            config, strategy, request.channels, 1000.0, 1000, compiled
+        )
         self.parameters = sum(int(tf.size(w)) for w in self.state.model.trainable_variables)
         self.iterator = iter(distribute(strategy, lambda context: make_dataset(request)))
-        compiled = choose_compilation(config, strategy).compiled
-        schedule = make_schedule(config, 1000, 1000)
-        self.train_loop = make_train_loop(config, strategy, self.state, schedule, compiled)
 
     def run(self, num_steps: int) -> tuple[int, float]:
         """In loops of STEPS_PER_LOOP; reads every loop's metrics, as training does."""

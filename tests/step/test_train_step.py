@@ -10,11 +10,12 @@ from tests.conftest import strategy_of, with_data, with_model, with_optimizer
 from tests.step_runs import Run, relative
 from trainer.config import Config
 from trainer.data.pipeline import eval_dataset, eval_steps
-from trainer.devices.strategy import choose_compilation
+from trainer.devices.compilation import choose_compilation
 from trainer.errors import UserError
+from trainer.run.agreement import make_agreement
 from trainer.step import train_step as steps
+from trainer.step.eval_step import make_eval_loop
 from trainer.step.state import TrainState
-from trainer.step.train_step import make_agreement, make_eval_loop
 
 # Float rounding: sums in another order, and 20 steps that amplify it. A wrong divisor, by contrast,
 # is off by a factor (see test_a_local_divisor_is_found_out).
