@@ -68,7 +68,7 @@ def missing_module(name: str) -> str | None:
         part = ".".join(parts[:end])
         module = sys.modules.get(part)
         if module is not None:
-            folders, is_code = list(getattr(module, "__path__", ())), True
+            folders, is_code = [*getattr(module, "__path__", [])], True
             continue
         specs = [importlib.util.find_spec(part)] if end == 1 else _specs_in(folders, part)
         found = [spec for spec in specs if spec is not None]

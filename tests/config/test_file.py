@@ -24,7 +24,8 @@ def test_every_recipe_loads_and_validates(path):
     config.validate()
     assert path.stem.endswith(config.model.name)  # a file is named after what it holds
     what = path.stem.partition("_")[0]
-    assert what == "finetune" or config.data.name.startswith(what)
+    assert config.data.name.startswith({"photos": "folder"}.get(what, what))
+    assert (config.model.num_classes is None) == (what == "photos")
 
 
 def test_a_missing_file_is_named_with_those_there_are(tmp_path, monkeypatch):

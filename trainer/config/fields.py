@@ -1,314 +1,374 @@
-"""What is computed: frozen dataclasses, with the range of each field and the rules between them."""
+"""What a run computes: every setting, with its default, its meaning and the values it takes.
+
+`python -m trainer.main --help_config` prints all of this file.
+"""
 
 import dataclasses
-import typing
-from collections.abc import Iterable
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from trainer.config.text import describe, matches, suggest
+from trainer.config.rules import (
+    Name,
+    NotEmpty,
+    Section,
+    above,
+    among,
+    at_least,
+    each,
+    increasing,
+    setting,
+    within,
+)
 from trainer.errors import UserError
-from trainer.registry import MODELS, SOURCES, missing_module
+from trainer.registry import MODELS, SOURCES
 
-# How many a checkpoint has room for: its shapes must not depend on the config.
+# The rollbacks that a checkpoint has room for: its shapes must not depend on the config.
 MAX_ROLLBACKS = 16
 
-
-def _bookkeeping(default: Any) -> Any:
-    """A field that says how a run is watched and kept, and does not change what it computes."""
-    return dataclasses.field(default=default, metadata={"changes_results": False})
-
-
-class _Section:
-    """A part of the config: checks the type, then the range of each of its fields."""
-
-    PATH: ClassVar[str] = ""
-
-    def __post_init__(self) -> None:
-        annotations = typing.get_type_hints(type(self))
-        for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
-            name, annotation = field.name, annotations[field.name]
-            value = getattr(self, name)
-            if annotation is float and type(value) is int:
-                value = float(value)
-                object.__setattr__(self, name, value)  # 1 and 1.0 are one value, with one hash
-            if not matches(value, annotation):
-                raise UserError(f"{self.PATH}{name}: must be {describe(annotation)}, not {value!r}")
-        self._check_ranges()
-
-    def _check_ranges(self) -> None:
-        """Raises UserError for a field outside its range."""
-
-    def _require(self, condition: bool, field: str, rule: str) -> None:
-        if not condition:
-            raise UserError(f"{self.PATH}{field}: must be {rule}, not {getattr(self, field)!r}")
-
-    def _require_name(self, field: str, known: Iterable[str], what: str) -> None:
-        value = getattr(self, field)
-        known = sorted(known)
-        if value in known:
-            return
-        if "." not in value:
-            raise UserError(
-                f"{self.PATH}{field}: unknown {what} {value!r}; {suggest(value, known)}"
-            )
-        missing = missing_module(value)
-        if missing is not None:
-            raise UserError(
-                f"{self.PATH}{field}: unknown {what} {value!r}: a name with a dot is a Python "
-                f"module, and there is no module {missing} in this folder or on Python's path"
-            )
-
-
-def _ascend(epochs: tuple[float, ...]) -> bool:
-    return list(epochs) == sorted(set(epochs)) and all(epoch > 0 for epoch in epochs)
+_OWN_MODULE = "or a module of your own, such as"
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig(_Section):
-    """Which network, and what it starts from.
-
-    `zero_init_residual`: the last batch norm scale of each block starts at 0, so that a block
-    starts as the identity (Goyal et al. 2017, section 5.1). `blur_pool`: the stem's max pool and
-    the blocks' convolutions shrink the image by a blur (Zhang 2019). `stochastic_depth`: the
-    probability that training leaves the last block's residual out, falling to 0 towards the first
-    (Huang et al. 2016). `dropout`: of what the classifier reads; in wide residual networks, between
-    a block's convolutions. Families that lack one of these three refuse it.
-
-    `weights`: a file of a model's weights, `.safetensors` or `.pth`, of timm, torchvision or
-    `trainer.export`; or a run's folder, or one of its checkpoints. The head starts anew where the
-    classes differ. `freeze`: the last of the stages that are not trained, as `stage2`; `stem` for
-    the stem alone. `batch_norm_inference`: batch norm normalises by its moving statistics in
-    training too, and leaves them as they are.
-    """
+class ModelConfig(Section):
+    """The network, and the weights that it starts from."""
 
     PATH: ClassVar[str] = "model."
-    name: str = "resnet20"
-    num_classes: int | None = 10  # none: as many as the data have
-    zero_init_residual: bool = True
-    blur_pool: bool = False
-    stochastic_depth: float = 0.0
-    dropout: float = 0.0
-    weights: str | None = None
-    freeze: str | None = None
-    batch_norm_inference: bool = False
-    sync_batch_norm: bool = True
-    batch_norm_momentum: float = 0.9
-    batch_norm_epsilon: float = 1e-5
-
-    def _check_ranges(self) -> None:
-        self._require_name("name", MODELS, "model")
-        self._require(
-            self.num_classes is None or self.num_classes >= 2, "num_classes", "at least 2"
-        )
-        self._require(self.weights != "", "weights", "a path, or none")
-        self._require(0 <= self.stochastic_depth < 1, "stochastic_depth", "in [0, 1)")
-        self._require(0 <= self.dropout < 1, "dropout", "in [0, 1)")
-        self._require(0 <= self.batch_norm_momentum < 1, "batch_norm_momentum", "in [0, 1)")
-        self._require(self.batch_norm_epsilon > 0, "batch_norm_epsilon", "above 0")
+    name: str = setting(
+        "resnet20",
+        "The network.",
+        Name(MODELS, "model", f"a name in docs/models.md, {_OWN_MODULE} my_models.tinynet"),
+    )
+    num_classes: int | None = setting(
+        10, "The number of classes; none: as many as the data have.", at_least(2)
+    )
+    zero_init_residual: bool = setting(
+        True,
+        "The last batch norm scale of each residual block starts at 0, so that a block starts as "
+        "the identity (Goyal et al. 2017, section 5.1).",
+    )
+    blur_pool: bool = setting(
+        False,
+        "The stem's max pool and the blocks' strided convolutions blur before they subsample "
+        "(Zhang 2019). Refused by families that don't have it.",
+    )
+    stochastic_depth: float = setting(
+        0.0,
+        "Probability that training drops the last block's residual; it falls linearly to 0 "
+        "towards the first block (Huang et al. 2016). Refused by families that don't have it.",
+        within(0, 1, "[)"),
+    )
+    dropout: float = setting(
+        0.0,
+        "Share of the classifier's inputs that training drops; in wide residual networks, of the "
+        "activations between a block's convolutions. Refused by families that don't have it.",
+        within(0, 1, "[)"),
+    )
+    weights: str | None = setting(
+        None,
+        "Initial weights: a .safetensors or .pth file of timm, torchvision or trainer.export, a "
+        "run's folder, or a checkpoint. The head starts from scratch if the classes differ. none: "
+        "random, by the seed.",
+        NotEmpty(),
+    )
+    freeze: str | None = setting(
+        None,
+        "The last stage that is not trained, such as stem or stage2, with all before it. "
+        "trainer.inspect lists the stages.",
+    )
+    batch_norm_inference: bool = setting(
+        False,
+        "Batch norm normalises by its moving statistics in training too, and does not update them.",
+    )
+    sync_batch_norm: bool = setting(
+        True,
+        "Batch norm's statistics are those of the global batch, not of each replica's part. Costs "
+        "two all-reduces a layer and step.",
+    )
+    batch_norm_momentum: float = setting(
+        0.9,
+        "Share of the moving statistics that one step keeps (Ioffe & Szegedy 2015).",
+        within(0, 1, "[)"),
+    )
+    batch_norm_epsilon: float = setting(
+        1e-5, "Added to the variance before its root is taken.", above(0)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig(_Section):
-    """Which images, and how they reach the model.
-
-    `path` is what the source needs beside its name: for `tfds`, the TFDS name; for `folder`,
-    `tfrecord` and `arrays`, where they lie, below `--data_dir` or from the root. `channels`: what
-    encoded images of these three are decoded to. `eval_fraction`: `folder` holds this share of the
-    images out for evaluation, by a hash of their paths, and has no folders of splits.
-    `image_field`, `label_field` and the number of the first class, `first_label`, are those of
-    `tfrecord`.
-
-    `shuffle`: `full`, or `blocks` of `shuffle_block_size` neighbours, for storage that reads far
-    slower at random. `repeats`: every epoch has each image so often, close together, differently
-    augmented (Hoffer et al. 2020).
-
-    `mean` and `std` are per channel, in units of a pixel value divided by 255. `crop`: `pad` pads
-    by `pad` pixels and crops back at random; `random_resized` is the Inception crop (Szegedy et al.
-    2015), for sources of encoded images; in evaluation, encoded images are resized so that the
-    central crop covers `eval_crop_ratio` of the shorter side. `antialias`: random crops of JPEGs
-    are filtered where they shrink, as in evaluation and by Pillow, at some 1 ms an image and core.
-    `train_sizes` are image sizes to begin with, each until the epoch of `train_size_epochs`; then
-    comes `image_size`.
-
-    `on_bad_example`: what follows an image that cannot be read, or a label outside the classes:
-    `fail` ends the run and names it; `skip` puts another example in its place, the same one on each
-    pass.
-    """
+class DataConfig(Section):
+    """The images, and how they reach the model."""
 
     PATH: ClassVar[str] = "data."
-    name: str = "digits"
-    path: str | None = None
-    train_split: str = "train"
-    eval_split: str = "test"
-    eval_fraction: float | None = None
-    channels: int = 3
-    image_field: str = "image/encoded"
-    label_field: str = "image/class/label"
-    first_label: int = 0
-    shuffle: Literal["full", "blocks"] = "full"
-    shuffle_block_size: int = 1024
-    repeats: int = 1
-    image_size: int = 8
-    train_sizes: tuple[int, ...] = ()
-    train_size_epochs: tuple[float, ...] = ()
-    mean: tuple[float, ...] = (0.5,)
-    std: tuple[float, ...] = (0.5,)
-    crop: Literal["none", "pad", "random_resized"] = "none"
-    pad: int = 0
-    flip: bool = False
-    eval_crop_ratio: float = 0.875
-    antialias: bool = False
-    global_batch_size: int = 128
-    eval_batch_size: int = _bookkeeping(256)
-    on_bad_example: Literal["fail", "skip"] = _bookkeeping("fail")
-
-    def _check_ranges(self) -> None:
-        self._require_name("name", SOURCES, "data set")
-        self._require(
-            self.eval_fraction is None or 0 < self.eval_fraction < 1, "eval_fraction", "in (0, 1)"
-        )
-        self._require(self.channels in (1, 3), "channels", "1 or 3")
-        self._require(self.first_label >= 0, "first_label", "at least 0")
-        self._require(self.shuffle_block_size >= 1, "shuffle_block_size", "at least 1")
-        self._require(self.repeats >= 1, "repeats", "at least 1")
-        self._require(self.image_size >= 1, "image_size", "at least 1")
-        self._require(all(size >= 1 for size in self.train_sizes), "train_sizes", "at least 1 each")
-        self._require(
-            _ascend(self.train_size_epochs), "train_size_epochs", "above 0 and increasing"
-        )
-        self._require(all(0 <= m <= 1 for m in self.mean), "mean", "in [0, 1]")
-        self._require(all(s > 0 for s in self.std) and bool(self.std), "std", "above 0")
-        self._require(self.pad >= 0, "pad", "at least 0")
-        self._require(0 < self.eval_crop_ratio <= 1, "eval_crop_ratio", "in (0, 1]")
-        self._require(self.global_batch_size >= 1, "global_batch_size", "at least 1")
-        self._require(self.eval_batch_size >= 1, "eval_batch_size", "at least 1")
+    name: str = setting(
+        "digits",
+        "The data set, or the format of your own: folder, tfrecord, arrays (.npz), or tfds for any "
+        "TFDS data set of labelled images.",
+        Name(SOURCES, "data set", f"{', '.join(sorted(SOURCES))}, {_OWN_MODULE} my_data.reader"),
+    )
+    path: str | None = setting(
+        None,
+        "For tfds, the TFDS name. For folder, tfrecord and arrays, the place of the data: a path "
+        "below --data_dir, or an absolute one; none: --data_dir itself.",
+    )
+    train_split: str = setting(
+        "train", "The split to train on; TFDS data sets take slices, such as train[:90%]."
+    )
+    eval_split: str = setting("test", "The split to evaluate on.")
+    eval_fraction: float | None = setting(
+        None,
+        "For folder: there are no folders of splits, and this share of the images is held out for "
+        "evaluation, by a hash of their paths.",
+        within(0, 1, "()"),
+    )
+    channels: int = setting(
+        3,
+        "For folder, tfrecord and arrays: the channels that encoded images are decoded to.",
+        among((1, 3), "1 or 3"),
+    )
+    image_field: str = setting("image/encoded", "For tfrecord: the field of the encoded image.")
+    label_field: str = setting("image/class/label", "For tfrecord: the field of the label.")
+    first_label: int = setting(0, "For tfrecord: the label of the first class.", at_least(0))
+    shuffle: Literal["full", "blocks"] = setting(
+        "full",
+        "The order of an epoch: any permutation of the images, or a permutation of blocks of "
+        "neighbours and within each block, for storage that is slow at random reads.",
+    )
+    shuffle_block_size: int = setting(1024, "Images in a block.", at_least(1))
+    repeats: int = setting(
+        1,
+        "How often an epoch has each image, close together and differently augmented (Hoffer et "
+        "al. 2020).",
+        at_least(1),
+    )
+    image_size: int = setting(
+        8, "Height and width of the model's input, and in evaluation, in pixels.", at_least(1)
+    )
+    train_sizes: tuple[int, ...] = setting(
+        (), "Image sizes to train at before image_size, in pixels.", each(at_least(1))
+    )
+    train_size_epochs: tuple[float, ...] = setting(
+        (), "The epoch at which each of train_sizes ends.", increasing(above(0))
+    )
+    mean: tuple[float, ...] = setting(
+        (0.5,),
+        "Subtracted from pixels / 255: a value for each channel, or one for all.",
+        each(within(0, 1)),
+    )
+    std: tuple[float, ...] = setting(
+        (0.5,),
+        "What pixels / 255 are divided by after that; as many values as mean.",
+        each(above(0), at_least_one=True),
+    )
+    crop: Literal["none", "pad", "random_resized"] = setting(
+        "none",
+        "Cropping in training. pad: pad with black and crop back at random, for images of one "
+        "size; random_resized: the Inception crop (Szegedy et al. 2015), for encoded images of any "
+        "size.",
+    )
+    pad: int = setting(0, "Pixels on each side, for crop=pad.", at_least(0))
+    flip: bool = setting(False, "Mirror half of the training images left to right.")
+    eval_crop_ratio: float = setting(
+        0.875,
+        "In evaluation, encoded images are resized so that the central crop covers this share of "
+        "the shorter side.",
+        within(0, 1, "(]"),
+    )
+    antialias: bool = setting(
+        False,
+        "Filter random crops of JPEGs that shrink, as evaluation and Pillow do; takes about 1 ms "
+        "an image and core.",
+    )
+    global_batch_size: int = setting(
+        128, "Images in a step, over all replicas and micro-batches.", at_least(1)
+    )
+    eval_batch_size: int = setting(
+        256,
+        "Images in a step of evaluation, over all replicas.",
+        at_least(1),
+        changes_results=False,
+    )
+    on_bad_example: Literal["fail", "skip"] = setting(
+        "fail",
+        "What follows an image that cannot be read, or a label outside the classes. fail: the run "
+        "ends and names it; skip: another image takes its place, the same one in every epoch.",
+        changes_results=False,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
-class AugmentConfig(_Section):
-    """What training does to images beside crop and flip, in this order.
-
-    `policy`: `randaugment` applies `num_layers` of 14 operations at `magnitude` of 30 (Cubuk et al.
-    2020); `trivialaugment` one operation at a random strength, of the wide ranges (Müller & Hutter
-    2021). `color_jitter`: brightness, contrast and saturation are multiplied by factors in
-    `1 ± color_jitter`. `erasing`: the probability of an erased rectangle (Zhong et al. 2020).
-    `mixup` and `cutmix`: the `α` of their Beta distribution, 0 for none (Zhang et al. 2018, Yun et
-    al. 2019); with both, each pair of images gets one of them.
-    """
+class AugmentConfig(Section):
+    """Augmentation in training, after crop and flip, in this order."""
 
     PATH: ClassVar[str] = "augment."
-    policy: Literal["none", "randaugment", "trivialaugment"] = "none"
-    num_layers: int = 2
-    magnitude: float = 9.0
-    color_jitter: float = 0.0
-    erasing: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
+    policy: Literal["none", "randaugment", "trivialaugment"] = setting(
+        "none",
+        "randaugment: num_layers of 14 operations at one magnitude (Cubuk et al. 2020); "
+        "trivialaugment: one operation at a random strength of the wide ranges (Müller & Hutter "
+        "2021).",
+    )
+    num_layers: int = setting(
+        2, "Operations an image, for randaugment.", within(1, 14, text="in 1 to 14")
+    )
+    magnitude: float = setting(9.0, "Strength of the operations, for randaugment.", within(0, 30))
+    color_jitter: float = setting(
+        0.0,
+        "Brightness, contrast and saturation are multiplied by random factors in 1 ± this.",
+        within(0, 1),
+    )
+    erasing: float = setting(
+        0.0, "Probability that a rectangle is erased (Zhong et al. 2020).", within(0, 1)
+    )
+    mixup: float = setting(
+        0.0,
+        "The α of mixup's Beta distribution; 0: no mixup (Zhang et al. 2018). With cutmix, each "
+        "pair of images gets one of the two.",
+        at_least(0),
+    )
+    cutmix: float = setting(
+        0.0, "The α of CutMix's Beta distribution; 0: no CutMix (Yun et al. 2019).", at_least(0)
+    )
 
     @property
     def mixes(self) -> bool:
         """Whether an image has more than one class."""
         return self.mixup > 0 or self.cutmix > 0
 
-    def _check_ranges(self) -> None:
-        self._require(1 <= self.num_layers <= 14, "num_layers", "in 1 to 14")
-        self._require(0 <= self.magnitude <= 30, "magnitude", "in [0, 30]")
-        self._require(0 <= self.color_jitter <= 1, "color_jitter", "in [0, 1]")
-        self._require(0 <= self.erasing <= 1, "erasing", "in [0, 1]")
-        self._require(self.mixup >= 0, "mixup", "at least 0")
-        self._require(self.cutmix >= 0, "cutmix", "at least 0")
-
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig(_Section):
-    """The update rule and the schedule of its learning rate, in epochs.
-
-    `weight_decay` never touches batch norm and biases. For `sgd`, `decoupled_weight_decay`
-    chooses between SGDW (Loshchilov & Hutter 2019) and L2 in the gradient; `adamw` is decoupled.
-    `stage_rates` multiply the learning rate of each stage of the model, from its stem to its head,
-    for fine-tuning: `python -m trainer.inspect` lists the stages.
-    """
+class OptimizerConfig(Section):
+    """The update rule, and the learning rate as a function of the epoch."""
 
     PATH: ClassVar[str] = "optimizer."
-    name: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: float = 0.1
-    momentum: float = 0.9
-    nesterov: bool = True
-    beta2: float = 0.999
-    epsilon: float = 1e-8
-    weight_decay: float = 0.0
-    decoupled_weight_decay: bool = False
-    clip_norm: float | None = None
-    schedule: Literal["constant", "cosine", "step"] = "cosine"
-    warmup_epochs: float = 0.0
-    milestones: tuple[float, ...] = ()
-    milestone_factor: float = 0.1
-    stage_rates: tuple[float, ...] = ()
-
-    def _check_ranges(self) -> None:
-        self._require(self.learning_rate > 0, "learning_rate", "above 0")
-        self._require(0 <= self.momentum < 1, "momentum", "in [0, 1)")
-        self._require(0 <= self.beta2 < 1, "beta2", "in [0, 1)")
-        self._require(self.epsilon > 0, "epsilon", "above 0")
-        self._require(self.weight_decay >= 0, "weight_decay", "at least 0")
-        self._require(self.clip_norm is None or self.clip_norm > 0, "clip_norm", "above 0")
-        self._require(self.warmup_epochs >= 0, "warmup_epochs", "at least 0")
-        self._require(_ascend(self.milestones), "milestones", "above 0 and increasing")
-        self._require(self.milestone_factor > 0, "milestone_factor", "above 0")
-        self._require(all(rate > 0 for rate in self.stage_rates), "stage_rates", "above 0 each")
+    name: Literal["sgd", "adamw"] = setting(
+        "sgd", "Momentum SGD, or Adam with decoupled weight decay (Loshchilov & Hutter 2019)."
+    )
+    learning_rate: float = setting(0.1, "The highest, after the warm-up.", above(0))
+    momentum: float = setting(
+        0.9, "The momentum of sgd; for adamw, β1 (Kingma & Ba 2015).", within(0, 1, "[)")
+    )
+    nesterov: bool = setting(True, "For sgd: Nesterov's momentum (Sutskever et al. 2013).")
+    beta2: float = setting(0.999, "For adamw: β2 (Kingma & Ba 2015).", within(0, 1, "[)"))
+    epsilon: float = setting(1e-8, "For adamw: added to the denominator.", above(0))
+    weight_decay: float = setting(
+        0.0, "λ of the weight decay; never applied to batch norm and biases.", at_least(0)
+    )
+    decoupled_weight_decay: bool = setting(
+        False,
+        "For sgd: decay weights directly, times the learning rate (SGDW, Loshchilov & Hutter "
+        "2019), not through the gradient (L2). adamw always does.",
+    )
+    clip_norm: float | None = setting(
+        None,
+        "Gradients with a greater global norm are scaled down to it (Pascanu et al. 2013); none: "
+        "no clipping.",
+        above(0),
+    )
+    schedule: Literal["constant", "cosine", "step"] = setting(
+        "cosine",
+        "After the warm-up. cosine: falls to 0 at the end (Loshchilov & Hutter 2017); step: "
+        "multiplied by milestone_factor at each of milestones.",
+    )
+    warmup_epochs: float = setting(
+        0.0, "Epochs in which the rate rises linearly to its peak.", at_least(0)
+    )
+    milestones: tuple[float, ...] = setting((), "For step: epochs.", increasing(above(0)))
+    milestone_factor: float = setting(0.1, "For step: the factor at each milestone.", above(0))
+    stage_rates: tuple[float, ...] = setting(
+        (),
+        "For fine-tuning: factors of the learning rate, one for each stage of the model from stem "
+        "to head. trainer.inspect lists the stages. (): 1 for all.",
+        each(above(0)),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(_Section):
-    """Everything that a run computes. The defaults are those of no recipe: see configs/.
+class Config(Section):
+    """The run as a whole. Defaults are not a recipe: recipes are in configs/."""
 
-    `on_divergence`: what follows a loss or gradient that is not finite: `stop` ends the run with
-    exit code 43; `rollback` goes back to the last checkpoint, leaves that step's batch out, and
-    multiplies the learning rate by `rollback_factor` from there on, `max_rollbacks` times at most.
-    A run that has stopped can go on with `rollback`: what it computed so far is the same.
-    """
-
-    seed: int = 0
-    num_epochs: float = 1.0
-    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
-    xla: Literal["auto", "on", "off"] = "auto"
-    deterministic: bool = False
-    accumulation_steps: int = 1
-    label_smoothing: float = 0.0
-    ema_decay: float | None = None
-    initial_loss_scale: float = 2.0**15
-    steps_per_loop: int | Literal["auto"] = _bookkeeping("auto")
-    eval_every_epochs: float = _bookkeeping(1.0)
-    on_divergence: Literal["stop", "rollback"] = _bookkeeping("stop")
-    rollback_factor: float = _bookkeeping(0.5)
-    max_rollbacks: int = _bookkeeping(3)
-    checkpoint_every_s: float = _bookkeeping(60.0)
-    keep_checkpoints: int = _bookkeeping(3)
+    seed: int = setting(
+        0,
+        "Decides initial weights, the order of images and every random choice.",
+        within(0, 2**31, "[)", "in [0, 2**31)"),
+    )
+    num_epochs: float = setting(
+        1.0, "Length of the training, in passes over the training split.", above(0)
+    )
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = setting(
+        "float32",
+        "Mixed precision computes in 16 bits and keeps weights in 32; mixed_float16 scales the "
+        "loss dynamically (Micikevicius et al. 2018), and is refused on TPUs.",
+    )
+    xla: Literal["auto", "on", "off"] = setting(
+        "auto", "Compile the train step with XLA; auto: on for GPUs, off for CPUs."
+    )
+    deterministic: bool = setting(
+        False,
+        "Use deterministic kernels: on a CPU, a run that was killed and resumed then has the same "
+        "bits as one that was not.",
+    )
+    accumulation_steps: int = setting(
+        1,
+        "Micro-batches a step: the same update in less memory, except that batch norm sees a "
+        "micro-batch at a time.",
+        at_least(1),
+    )
+    label_smoothing: float = setting(
+        0.0,
+        "Share of the target spread evenly over all classes (Szegedy et al. 2015b, section 7).",
+        within(0, 1, "[)"),
+    )
+    ema_decay: float | None = setting(
+        None,
+        "Decay of a moving average of weights and batch norm statistics, which is evaluated and "
+        "exported; at the t-th step at most (1 + t) / (10 + t). none: no average.",
+        within(0, 1, "()"),
+    )
+    initial_loss_scale: float = setting(
+        2.0**15, "For mixed_float16: what the loss is multiplied by at first.", at_least(1)
+    )
+    steps_per_loop: int | Literal["auto"] = setting(
+        "auto",
+        "Steps that TensorFlow runs before it returns to Python; auto: about 2 s of them.",
+        at_least(1),
+        changes_results=False,
+    )
+    eval_every_epochs: float = setting(
+        1.0, "Epochs between two evaluations.", above(0), changes_results=False
+    )
+    on_divergence: Literal["stop", "rollback"] = setting(
+        "stop",
+        "What follows a loss or gradient that is not finite. stop: the run ends with exit code 43; "
+        "rollback: it goes back to the last checkpoint, leaves that step's batch out, and lowers "
+        "the learning rate from there on. A stopped run can resume with rollback.",
+        changes_results=False,
+    )
+    rollback_factor: float = setting(
+        0.5,
+        "What a rollback multiplies the learning rate by.",
+        within(0, 1, "(]"),
+        changes_results=False,
+    )
+    max_rollbacks: int = setting(
+        3,
+        "Rollbacks after which a divergence ends the run.",
+        within(1, MAX_ROLLBACKS, text=f"in 1 to {MAX_ROLLBACKS}"),
+        changes_results=False,
+    )
+    checkpoint_every_s: float = setting(
+        60.0, "Seconds between two checkpoints.", at_least(0), changes_results=False
+    )
+    keep_checkpoints: int = setting(
+        3,
+        "Checkpoints to keep, in addition to the best one.",
+        at_least(1),
+        changes_results=False,
+    )
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
 
-    def _check_ranges(self) -> None:
-        self._require(0 <= self.seed < 2**31, "seed", "in [0, 2**31)")
-        self._require(self.num_epochs > 0, "num_epochs", "above 0")
-        self._require(self.accumulation_steps >= 1, "accumulation_steps", "at least 1")
-        self._require(0 <= self.label_smoothing < 1, "label_smoothing", "in [0, 1)")
-        self._require(self.ema_decay is None or 0 < self.ema_decay < 1, "ema_decay", "in (0, 1)")
-        self._require(self.initial_loss_scale >= 1, "initial_loss_scale", "at least 1")
-        self._require(
-            self.steps_per_loop == "auto" or self.steps_per_loop >= 1, "steps_per_loop", ">= 1"
-        )
-        self._require(self.eval_every_epochs > 0, "eval_every_epochs", "above 0")
-        self._require(0 < self.rollback_factor <= 1, "rollback_factor", "in (0, 1]")
-        self._require(
-            1 <= self.max_rollbacks <= MAX_ROLLBACKS, "max_rollbacks", f"in 1 to {MAX_ROLLBACKS}"
-        )
-        self._require(self.checkpoint_every_s >= 0, "checkpoint_every_s", "at least 0")
-        self._require(self.keep_checkpoints >= 1, "keep_checkpoints", "at least 1")
-
     def validate(self) -> None:
-        """Checks the rules between fields; called when all overrides are in.
+        """Checks the rules between fields; called after all overrides.
 
         Raises:
             UserError: naming the fields that contradict each other.
@@ -339,7 +399,7 @@ class Config(_Section):
         if data.eval_fraction is not None and data.train_split == data.eval_split:
             raise UserError(
                 f"data.eval_split ({data.eval_split!r}) must differ from data.train_split, also "
-                f"where data.eval_fraction ({data.eval_fraction}) divides one folder"
+                f"if data.eval_fraction ({data.eval_fraction}) divides one folder"
             )
         if len(data.train_sizes) != len(data.train_size_epochs):
             raise UserError(

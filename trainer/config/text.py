@@ -1,4 +1,4 @@
-"""The types of fields: checks a value, describes a type in words, parses text, suggests names."""
+"""The types of fields: checks a value, describes a type, reads and writes text, suggests names."""
 
 import difflib
 import math
@@ -65,6 +65,15 @@ def parse(text: str, annotation: Any) -> Any:
     if annotation is types.NoneType:
         raise ValueError(text)
     return annotation(text)
+
+
+def spell(value: Any) -> str:
+    """Returns the text that `parse` reads as this value."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ",".join(map(spell, value)) or "()"
+    return str(value)
 
 
 def suggest(value: str, known: Iterable[str]) -> str:
