@@ -16,7 +16,6 @@ from typing import Any, ClassVar, NoReturn
 from launch import backends, records
 from launch import spec as spec_lib
 from launch import watch as watch_lib
-from launch.backends.interface import Document, Job
 from launch.errors import (
     EXIT_CANCELLED,
     EXIT_DONE,
@@ -25,6 +24,7 @@ from launch.errors import (
     LaunchError,
     redacted,
 )
+from launch.interface import Document, Job
 from launch.output import show
 from launch.policy import State
 from launch.records import Record
@@ -133,7 +133,7 @@ def _status(flags: argparse.Namespace) -> int:
     with Signals() as signals:
         rows = [_row(name, signals) for name in flags.names or records.names()]
         if flags.health:
-            from launch import health
+            from launch.tpu import health
 
             for row in rows:
                 row["health"] = health.of(records.read(row["name"])) if row["backend"] else {}

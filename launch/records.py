@@ -8,7 +8,6 @@ Only who holds the lock writes record.json; whoever cancels makes the file `canc
 import contextlib
 import dataclasses
 import datetime
-import fcntl
 import json
 import os
 import re
@@ -17,15 +16,17 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from launch import backends
 from launch import spec as spec_lib
 from launch.errors import LaunchError, redacted
 from launch.policy import Restarts, State
 from launch.spec import JobSpec
+from trainer import files
 
 _VERSION = 1
+PRIVATE = 0o600  # a file of this account alone
 
 
 def home() -> Path:
@@ -77,32 +78,35 @@ class Record:
 
     def cancel(self) -> None:
         """Asks for the end of the run, of whoever watches it now or later."""
-        (self.path / "cancel").touch(mode=0o600)
+        (self.path / "cancel").touch(mode=PRIVATE)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[bool]:
         """Whether this process may act on the run; the kernel lets go when it dies."""
-        with open(self.path / "lock", "a", opener=private) as lock:
-            yield _lock(lock, fcntl.LOCK_EX)
+        with contextlib.ExitStack() as stack:
+            yield _lock(stack, self.path / "lock")
 
     @property
     def is_watched(self) -> bool:
+        path = self.path / "lock"
         try:
-            with open(self.path / "lock", "a", opener=private) as lock:
-                return not _lock(lock, fcntl.LOCK_SH)  # two who ask do not see each other
+            with files.locked(path, wait=False, shared=True, mode=PRIVATE):
+                return False  # a shared lock: two who ask do not see each other
+        except BlockingIOError:
+            return True
         except OSError:  # a home that can only be read
             return False
 
 
-def _lock(lock: IO[str], kind: int) -> bool:
+def _lock(stack: contextlib.ExitStack, path: Path) -> bool:
     """Tries for a moment: who only asks whether it is taken has it for no longer."""
     until = time.monotonic() + 0.5
     while True:
         try:
-            fcntl.flock(lock, kind | fcntl.LOCK_NB)
+            stack.enter_context(files.locked(path, wait=False, mode=PRIVATE))
             return True
         except BlockingIOError:
-            if kind == fcntl.LOCK_SH or time.monotonic() > until:
+            if time.monotonic() > until:
                 return False
             time.sleep(0.01)  # of another process: there is nothing to wait on
 
@@ -127,8 +131,7 @@ def create(spec: JobSpec) -> Iterator[Record]:
             shutil.rmtree(new, ignore_errors=True)
             for folder in (new, new / "logs"):  # with `parents`, only the last one has the mode
                 folder.mkdir(mode=0o700)
-            lock = stack.enter_context(open(new / "lock", "a", opener=private))
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            stack.enter_context(files.locked(new / "lock", mode=PRIVATE))
             _write(new, record)
             new.rename(path)  # fails where somebody else was faster: a folder that is not empty
         except OSError as error:
@@ -219,20 +222,6 @@ def _write(folder: Path, record: Record) -> None:
     write_private(folder / "record.json", json.dumps(values, indent=1) + "\n")
 
 
-def private(path: str, flags: int) -> int:
-    """An `opener` of files of this account alone."""
-    return os.open(path, flags, 0o600)
-
-
 def write_private(path: Path, text: str) -> None:
     """A file of this account alone, old or new to whoever reads it."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8", opener=private) as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:  # a full disk
-        temporary.unlink(missing_ok=True)
-        raise
+    files.write_atomically(path, text, unique=True, mode=PRIVATE)

@@ -4,7 +4,6 @@ import random
 import signal
 from collections.abc import Callable
 
-from launch.backends.interface import Job, Observation
 from launch.errors import (
     EXIT_CANCELLED,
     EXIT_DONE,
@@ -13,6 +12,7 @@ from launch.errors import (
     LaunchError,
     redacted,
 )
+from launch.interface import Job, Observation
 from launch.policy import Outcome, State, outcome
 from launch.records import Record
 from launch.signals import Signals

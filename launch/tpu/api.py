@@ -1,0 +1,89 @@
+"""Cloud TPU's REST API v2: queued resources, nodes, operations. As documented on 2025-04-10.
+
+https://cloud.google.com/tpu/docs/reference/rest/v2/projects.locations.queuedResources
+"""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from launch.errors import LaunchError
+from launch.signals import Signals
+from launch.tpu.rest import TRIES, Api
+
+
+def base_url() -> str:
+    return os.environ.get("TPU_API_URL", "https://tpu.googleapis.com").rstrip("/")
+
+
+def hosts(accelerator: str) -> int:
+    """How many VMs a type of accelerator has, 0 where it is none that is known.
+
+    v2, v3, v4 and v5p are named by their cores, 8 on a VM. v5litepod and v6e are named by their
+    chips: up to 8 are one VM, and larger slices have VMs of 4.
+    https://cloud.google.com/tpu/docs/supported-tpu-configurations
+    """
+    kind, _, number = accelerator.partition("-")
+    size = int(number) if number.isascii() and number.isdigit() else 0
+    if kind in ("v2", "v3", "v4", "v5p") and size:
+        return max(1, size // 8)
+    if kind in ("v5litepod", "v6e") and size:
+        return 1 if size <= 8 else size // 4
+    return 0
+
+
+class TpuApi:
+    """One zone of one project."""
+
+    def __init__(self, project: str, zone: str, signals: Signals, tries: int = TRIES):
+        hint = f"give your account roles/tpu.admin in project {project}, and "
+        hint += "roles/iam.serviceAccountUser on the VM's service account"
+        self._api = Api(base_url(), signals, hint, tries)
+        self._parent = parent(project, zone)
+
+    def create(self, name: str, body: dict[str, Any], request_id: str) -> dict[str, Any]:
+        """Returns the operation. Raises ApiError with 409 where the name is taken."""
+        params = {"queuedResourceId": name, "requestId": request_id}
+        path = f"{self._parent}/queuedResources"
+        created = self._api.json("POST", path, params, body)
+        if created is None:
+            raise LaunchError(f"{path}: there is no such project or zone; mend --project or --zone")
+        return created
+
+    def queued_resource(self, name: str) -> dict[str, Any] | None:
+        return self._api.json("GET", f"{self._parent}/queuedResources/{name}")
+
+    def node(self, name: str) -> dict[str, Any] | None:
+        return self._api.json("GET", f"{self._parent}/nodes/{name}")
+
+    def operation(self, name: str) -> dict[str, Any] | None:
+        """Args: name: as the operation has it, projects/…/operations/…"""
+        return self._api.json("GET", f"/v2/{name}")
+
+    def queued_resources(self) -> Iterator[dict[str, Any]]:
+        return self._list("queuedResources")
+
+    def nodes(self) -> Iterator[dict[str, Any]]:
+        return self._list("nodes")
+
+    def delete(self, full_name: str) -> None:
+        """Asks for the end of a queued resource with its nodes, or of a node; 404 is fine.
+
+        Args:
+            full_name: as it has it itself, projects/…
+        """
+        params = {"force": "true"} if "/queuedResources/" in full_name else None
+        self._api.request("DELETE", f"/v2/{full_name}", params, allowed=(404,))
+
+    def _list(self, kind: str) -> Iterator[dict[str, Any]]:
+        token = ""
+        while True:
+            params = {"pageSize": "100"} | ({"pageToken": token} if token else {})
+            page = self._api.json("GET", f"{self._parent}/{kind}", params) or {}
+            yield from page.get(kind, [])
+            if not (token := page.get("nextPageToken", "")):
+                return
+
+
+def parent(project: str, zone: str) -> str:
+    return f"/v2/projects/{project}/locations/{zone}"
