@@ -14,7 +14,11 @@ BACKENDS = {
 
 
 def load(name: str) -> ModuleType:
-    """A module with `Options`, `check`, `render` and `Job`: see launch/interface.py."""
+    """Imports a back end: a module with `Options`, `check`, `render` and `Job` (interface.py).
+
+    Raises:
+        LaunchError: if there is no back end of this name.
+    """
     if name not in BACKENDS:
         raise LaunchError(f"--backend={name}: unknown; one of {', '.join(BACKENDS)}")
     return import_module(BACKENDS[name])

@@ -1,4 +1,4 @@
-"""What a back end is: how it shows a run, and what it does with one."""
+"""What a back end provides: how it renders a run, and what it does with one."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from launch.spec import JobSpec
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """A part of what is sent, to the byte: a command, a script, a request."""
+    """One part of what is sent, byte for byte: a command, a script, a request."""
 
     title: str
     text: str
@@ -18,12 +18,12 @@ class Document:
 
 @dataclasses.dataclass(frozen=True)
 class Observation:
-    """What a look at the other side showed.
+    """What a back end reports about a run.
 
     Attributes:
-        exit_code: the trainer's, of a run that has ended; None where nobody knows it.
-        gone: what was made for the run is not there any more.
-        message: one line for the user: why, as the other side says it.
+        exit_code: the trainer's, once the run has ended; None if unknown.
+        gone: whether what was created for the run no longer exists.
+        message: one line for the user that explains the state, in the back end's words.
     """
 
     state: State
@@ -33,30 +33,34 @@ class Observation:
 
 
 class Job(Protocol):
-    """What one back end made for one run. Built from the run's record; it may have been made
-    by another process before."""
+    """What one back end created for one run.
 
-    restarts_itself: bool  # the other side starts the run again; `watch` only looks
-    ends_with_watch: bool  # its processes are of this machine, and nobody else looks after them
-    poll_s: float  # between two looks
-    backoff_s: float  # before the first re-creation in a row; twice that before the next
+    Built from the run's record: another process may have created it.
+    """
+
+    restarts_itself: bool  # the cluster restarts the run; `watch` only looks
+    ends_with_watch: bool  # local processes, which nobody else looks after
+    poll_s: float  # seconds between two looks
+    backoff_s: float  # seconds before the first restart in a row; doubled before the next
 
     def create(self, attempt: int) -> None:
-        """Makes all that the run needs; nothing twice, where a part of it is there already."""
+        """Creates what the run needs; skips parts that exist already."""
         ...
 
-    def observe(self) -> Observation: ...
+    def observe(self) -> Observation:
+        """Returns the run's current state."""
+        ...
 
     def delete(self) -> None:
-        """Ends the run and takes away all that was made; returns when nothing is left."""
+        """Ends the run and deletes what was created; returns when nothing is left."""
         ...
 
     def progress(self) -> str:
-        """What changes with every new checkpoint; "" where there is none or nobody knows."""
+        """Returns a text that changes with every checkpoint; "" if there is none, or unknown."""
         ...
 
     def logs(self, follow: bool) -> Iterator[str]:
-        """The lines that the run's processes printed."""
+        """Yields the lines that the run's processes printed."""
         ...
 
 
@@ -66,9 +70,9 @@ class Backend(Protocol):
     Options: type  # a frozen dataclass; each field is a flag
 
     def check(self, spec: JobSpec) -> None:
-        """Raises LaunchError for what this back end cannot do."""
+        """Raises LaunchError for anything that this back end cannot do."""
         ...
 
     def render(self, spec: JobSpec) -> list[Document]:
-        """Exactly what would be sent for the first start: pure, no network, the same each time."""
+        """Returns exactly what would be sent for the first start. Pure, without a network."""
         ...

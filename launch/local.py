@@ -1,7 +1,7 @@
-"""Processes of this machine, a group on loopback. Needs Linux.
+"""Processes on this machine; a group talks over loopback. Needs Linux.
 
-Each worker is a session of its own that writes to a file, and carries the run's record in its
-environment: so whoever watches the run next finds it, however the last one ended.
+Each worker runs in its own session, writes to a file, and has the path of the run's record in its
+environment. So the next `watch` finds it, however the last launcher ended.
 """
 
 import contextlib
@@ -28,19 +28,19 @@ from launch.signals import Signals
 from launch.spec import JobSpec, option
 
 _LOOK_S = 0.2
-_KILL_S = 10.0  # what the kernel may take to end a process after SIGKILL
+_KILL_S = 10.0  # for the kernel to end a process after SIGKILL
 _MARK = "LAUNCH_RECORD"
-_LINES = 10  # of the log of a worker that failed
+_LINES = 10  # shown from the log of a worker that failed
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    python: str = option("", "The Python that runs the trainer; this one by default.")
+    python: str = option("", "Python that runs the trainer. Default: this one.")
     gpus: int = option(
         0,
-        "GPUs that the workers share out; 0 for all that CUDA_VISIBLE_DEVICES or nvidia-smi show.",
+        "GPUs to share among the workers. 0: all that CUDA_VISIBLE_DEVICES or nvidia-smi show.",
     )
-    grace_s: int = option(30, "How long a worker may take to save after SIGTERM, in seconds.")
+    grace_s: int = option(30, "Seconds for a worker to save after SIGTERM.")
 
 
 def check(spec: JobSpec) -> None:
@@ -50,7 +50,7 @@ def check(spec: JobSpec) -> None:
 
 
 def render(spec: JobSpec) -> list[Document]:
-    """A command a worker; the ports are those that are free at the start."""
+    """Returns one command per worker. PORT0, PORT1, … are chosen at the start, among free ports."""
     addresses = [f"localhost:PORT{rank}" for rank in range(spec.nodes)]
     documents = []
     for rank in range(spec.nodes):
@@ -68,7 +68,7 @@ def _command(spec: JobSpec) -> list[str]:
 
 
 def _own_environment(spec: JobSpec, rank: int, addresses: list[str]) -> dict[str, str]:
-    """What a worker has beyond the launcher's own environment."""
+    """Returns what a worker has in addition to the launcher's environment."""
     own = {"PYTHONUNBUFFERED": "1", **dict(spec.env), _MARK: spec.record_dir}
     return own | ({"TF_CONFIG": tf_config(addresses, rank)} if spec.is_group else {})
 
@@ -76,7 +76,7 @@ def _own_environment(spec: JobSpec, rank: int, addresses: list[str]) -> dict[str
 class Job:
     restarts_itself = False
     ends_with_watch = True
-    poll_s = 0.0  # `observe` waits by itself, on what it watches
+    poll_s = 0.0  # `observe` itself waits for a worker to end
     backoff_s = 1.0
 
     def __init__(self, record: Record, signals: Signals):
@@ -94,10 +94,10 @@ class Job:
         for rank in range(spec.nodes):
             environment = os.environ | _own_environment(spec, rank, addresses)
             if not spec.is_group:
-                environment.pop("TF_CONFIG", None)  # of whoever started the launcher
+                environment.pop("TF_CONFIG", None)  # inherited from the launcher's caller
             if gpus:
                 environment["CUDA_VISIBLE_DEVICES"] = ",".join(_share(gpus, rank, spec.nodes))
-            # Children get the affinity of the thread that starts them: before their first thread.
+            # A child inherits its CPU affinity, so it is set before any of its threads exist.
             enough = len(cores) >= spec.nodes
             os.sched_setaffinity(0, _share(cores, rank, spec.nodes) if enough else cores)
             path = self._log(attempt, rank)
@@ -110,13 +110,13 @@ class Job:
                         stdin=subprocess.DEVNULL,
                         stdout=log,
                         stderr=subprocess.STDOUT,
-                        start_new_session=True,  # Ctrl-C is for the launcher: it lets them save
+                        start_new_session=True,  # Ctrl-C goes to the launcher, which lets them save
                     )
             except OSError as error:
                 self.delete()
                 raise LaunchError(
                     f"{error.filename}: cannot be started in {spec.folder} ({error.strerror}); "
-                    f"mend --python or --folder"
+                    f"fix --python or --folder"
                 ) from None
             finally:
                 os.sched_setaffinity(0, cores)
@@ -124,9 +124,9 @@ class Job:
             self._tails.append(logs.Tail(path, f"[{rank}] "))
 
     def observe(self) -> Observation:
-        """Waits a moment for the end of a worker, and prints what they wrote meanwhile."""
-        if not self._workers:  # the launcher that started them, or never did, was another one
-            return Observation(State.PREEMPTED, message="its launcher ended before it")
+        """Waits briefly for a worker to end, and prints what the workers wrote meanwhile."""
+        if not self._workers:  # another launcher started them, or died before it did
+            return Observation(State.PREEMPTED, message="its launcher ended before the run")
         with contextlib.ExitStack() as stack:
             watched = [
                 stack.enter_context(_pidfd(worker.pid))
@@ -150,12 +150,12 @@ class Job:
         lines = logs.last_lines(
             self._log(self._record.restarts.attempt, rank), _LINES, f"[{rank}] "
         )
-        if lines and self._spec.nodes > 1:  # among the lines of several its own are hard to find
+        if lines and self._spec.nodes > 1:  # its lines are mixed with those of other workers
             show("\n".join([f"the last lines of worker {rank}:", *lines]))
         return Observation(State.FAILED, exit_code=code, message=message)
 
     def delete(self) -> None:
-        """SIGTERM, so that they save; SIGKILL after the grace, or at a second signal."""
+        """Sends SIGTERM, so that the workers save; SIGKILL after --grace-s or a second signal."""
         until = self._signals.now() + self._spec.options.grace_s
         self._send(signal.SIGTERM)
         while self._alive() and self._signals.now() < until:
@@ -183,11 +183,13 @@ class Job:
         return logs.of_starts(record, self._signals, lambda: follow and record.is_watched)
 
     def _gpus(self) -> list[str]:
-        """The GPUs of all workers, as CUDA_VISIBLE_DEVICES names them."""
+        """Returns the GPUs of all workers, by their names for CUDA_VISIBLE_DEVICES."""
         named = os.environ.get("CUDA_VISIBLE_DEVICES")
         if named is not None:
             names = [name.strip() for name in named.split(",") if name.strip()]
-            gpus = list(itertools.takewhile(lambda name: name != "-1", names))  # as CUDA reads it
+            gpus = list(
+                itertools.takewhile(lambda name: name != "-1", names)
+            )  # CUDA ignores -1 and what follows
         elif shutil.which("nvidia-smi"):
             command = ["nvidia-smi", "--list-gpus"]
             listed = subprocess.run(command, check=False, capture_output=True, text=True)
@@ -204,8 +206,7 @@ class Job:
             fewer = len(gpus) // self._spec.nodes * self._spec.nodes
             advice = f"--gpus={fewer}" if fewer else f"--nodes={len(gpus)}"
             raise LaunchError(
-                f"--nodes={self._spec.nodes}: {len(gpus)} GPUs cannot be shared out evenly; give "
-                f"{advice}"
+                f"--nodes={self._spec.nodes}: cannot share {len(gpus)} GPUs evenly; use {advice}"
             )
         return gpus
 
@@ -219,34 +220,39 @@ class Job:
 
     def _alive(self) -> bool:
         for worker in self._workers:
-            worker.poll()  # takes note of its end
+            worker.poll()  # reaps it once it has ended
         return bool(_marked(self._record))
 
     def _send(self, number: int) -> None:
-        """To the workers; SIGKILL to all that they started, too, and all signals to what a worker
-        left behind."""
+        """Sends a signal to the workers; SIGKILL also to the processes that they started.
+
+        If only processes that workers left behind are alive, they get any signal.
+        """
         pids = _marked(self._record)
         leaders = [pid for pid in pids if _leads(pid)]
         for pid in leaders if leaders and number != signal.SIGKILL else pids:
             with contextlib.suppress(ProcessLookupError), _pidfd(pid) as descriptor:
-                if _is_marked(pid, self._record):  # and not another one by now
+                if _is_marked(pid, self._record):  # its number may belong to another process by now
                     signal.pidfd_send_signal(descriptor, number)
 
 
 def _private(path: str, flags: int) -> int:
-    """An `opener` of files of this account alone."""
+    """An `opener` for files that only this account can read."""
     return os.open(path, flags, PRIVATE)
 
 
 def _share(things: list, rank: int, number: int) -> list:
-    """This rank's part, as even as it goes."""
+    """Returns this rank's part, as even as possible."""
     return things[rank * len(things) // number : (rank + 1) * len(things) // number]
 
 
 @contextlib.contextmanager
 def _free_ports(number: int) -> Iterator[list[int]]:
-    """Different ones. Another process can take one before the worker does: then it ends with 200,
-    and the next start has others."""
+    """Yields distinct free ports.
+
+    Another process may take one before the worker does. Then the worker ends with 200, and the
+    next start uses other ports.
+    """
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.create_server(("", 0))) for _ in range(number)]
         yield [a_socket.getsockname()[1] for a_socket in sockets]
@@ -254,7 +260,7 @@ def _free_ports(number: int) -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def _pidfd(pid: int) -> Iterator[int]:
-    """That process and no later one of the same number."""
+    """Yields a descriptor of this process, which never means a later one of the same number."""
     descriptor = os.pidfd_open(pid)
     try:
         yield descriptor
@@ -263,7 +269,7 @@ def _pidfd(pid: int) -> Iterator[int]:
 
 
 def _leads(pid: int) -> bool:
-    """Whether it has a session of its own: the workers do, what they start rarely does."""
+    """Returns whether it leads a session: workers do, the processes they start rarely do."""
     try:
         return os.getsid(pid) == pid
     except ProcessLookupError:
@@ -271,14 +277,15 @@ def _leads(pid: int) -> bool:
 
 
 def _is_marked(pid: int, record: Record) -> bool:
+    """Returns whether a process belongs to a run."""
     try:
         environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:  # ended, or another account's
+    except OSError:  # it ended, or belongs to another account
         return False
     return f"{_MARK}={record.spec.record_dir}".encode() in environment
 
 
 def _marked(record: Record) -> list[int]:
-    """The processes of a run that live, whoever started them."""
+    """Returns the live processes of a run, whichever launcher started them."""
     pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
     return [pid for pid in pids if pid != os.getpid() and _is_marked(pid, record)]

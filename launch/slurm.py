@@ -1,7 +1,8 @@
-"""Slurm: a batch job whose one step is the group, and which puts itself back into the queue.
+"""Slurm: a batch job whose one step is the group of workers, and which requeues itself.
 
-The launcher's home, the code and the run's folder must be on storage that all nodes see. The job's
-script asks the policy after each end, on the first node (`after_exit`): nobody has to watch.
+The launcher's home, the code and the run's folder must be on storage that all nodes see. After each
+end, the job's script applies the restart policy on the first node (`after_exit`): nobody has to
+watch.
 """
 
 import dataclasses
@@ -22,11 +23,11 @@ from launch.records import Record
 from launch.signals import Signals
 from launch.spec import JobSpec, check_word, option
 
-_COMMAND_S = 60.0  # a controller under load answers late
-_GONE_S = 300.0  # what a cancelled job may take: it saves, and nodes are cleaned up
+_COMMAND_S = 60.0  # a loaded controller answers late
+_GONE_S = 300.0  # for a cancelled job to save, and its nodes to be cleaned up
 
 
-# What the launcher says itself, or what would make one run of several jobs.
+# Set by the launcher itself, or they would turn one run into several jobs.
 _OWN_FLAGS = {
     *("array", "chdir", "comment", "error", "job-name", "no-requeue", "nodes", "ntasks"),
     *("ntasks-per-node", "open-mode", "output", "parsable", "requeue", "signal", "test-only"),
@@ -36,17 +37,21 @@ _OWN_FLAGS = {
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    partition: str = option("", "Where to run.")
-    account: str = option("", "Who pays.")
+    partition: str = option("", "Partition to run in.")
+    account: str = option("", "Account to charge.")
     qos: str = option("", "Quality of service.")
-    time: str = option("", "Limit of one start, as 24:00:00: the run saves before it and goes on.")
+    time: str = option(
+        "", "Time limit of one start, such as 24:00:00; the run saves first and is requeued."
+    )
     constraint: str = option("", "Features that the nodes must have.")
-    gpus_per_node: int = option(0, "GPUs of each node.")
-    cpus_per_node: int = option(0, "Cores of each node.")
-    mem: str = option("", "Memory of each node, as 64G.")
-    sbatch: tuple[str, ...] = option((), "A further flag of sbatch, as --exclude=node7.")
-    python: str = option("", "The Python of the nodes; the path of this one by default.")
-    save_s: int = option(120, "How long before the time limit the run is told to save, in seconds.")
+    gpus_per_node: int = option(0, "GPUs per node.")
+    cpus_per_node: int = option(0, "CPU cores per node.")
+    mem: str = option("", "Memory per node, such as 64G.")
+    sbatch: tuple[str, ...] = option((), "An additional flag for sbatch, such as --exclude=node7.")
+    python: str = option("", "Path of Python on the nodes. Default: the path of this one.")
+    save_s: int = option(
+        120, "Seconds before the time limit at which the run is signalled to save."
+    )
 
 
 def check(spec: JobSpec) -> None:
@@ -59,12 +64,13 @@ def check(spec: JobSpec) -> None:
             raise LaunchError(f"{flag}={getattr(options, name)}: must be at least 0")
     for flag in options.sbatch:
         if not flag.startswith("--"):
-            raise LaunchError(f"--sbatch={flag}: must be a flag of sbatch, as --exclude=node7")
+            raise LaunchError(f"--sbatch={flag}: must be a flag of sbatch, such as --exclude=node7")
         if flag.partition("=")[0].removeprefix("--") in _OWN_FLAGS:
-            raise LaunchError(f"--sbatch={flag}: is the launcher's own business; leave it out")
+            raise LaunchError(f"--sbatch={flag}: set by the launcher; leave it out")
 
 
 def render(spec: JobSpec) -> list[Document]:
+    """Returns the sbatch command, and the script that it reads."""
     return [
         Document("command", shlex.join(_sbatch(spec)) + "\n"),
         Document("its standard input", _script(spec)),
@@ -72,7 +78,7 @@ def render(spec: JobSpec) -> list[Document]:
 
 
 def _sbatch(spec: JobSpec) -> list[str]:
-    """What can be any text is an argument: a line of #SBATCH has no way to quote it all."""
+    """Returns the command. Arbitrary text goes here: lines of #SBATCH cannot quote all of it."""
     output = f"{spec.record_dir}/logs/batch.log".replace("%", "%%")
     return [
         *("sbatch", "--parsable", f"--chdir={spec.folder}", f"--output={output}"),
@@ -82,7 +88,7 @@ def _sbatch(spec: JobSpec) -> list[str]:
 
 
 def _comment(spec: JobSpec) -> str:
-    """By which a job is found again, whatever the launcher came to know of it."""
+    """Returns a comment that identifies the job, even if its number was never saved."""
     return f"trainer-launch:{spec.run}"
 
 
@@ -101,11 +107,11 @@ def _script(spec: JobSpec) -> str:
         "cpus-per-task": options.cpus_per_node,
         "mem": options.mem,
         "open-mode": "append",
-        "signal": f"TERM@{options.save_s}",  # to the step's processes, not to this script
+        "signal": f"TERM@{options.save_s}",  # sent to the step's processes, not to this script
     }
     lines = [f"#SBATCH --{name}={value}" for name, value in settings.items() if value]
     python = options.python or sys.executable
-    env = [f"{name}={value}" for name, value in spec.env]  # of the trainer, not of this script
+    env = [f"{name}={value}" for name, value in spec.env]  # for the trainer, not for this script
     command = shlex.join(["env", *env, python, *spec.trainer_args(workdir.name(spec))])
     output = f"{spec.record_dir}/logs/".replace("%", "%%")
     return f"""\
@@ -113,12 +119,12 @@ def _script(spec: JobSpec) -> str:
 {chr(10).join(lines)}
 #SBATCH --requeue
 
-trap : TERM  # the step saves first: this script waits for it
+trap : TERM  # the step saves first, and this script waits for it
 cd {quote(spec.folder)} || exit 1
 export LAUNCH_HOME={quote(str(Path(spec.record_dir).parent))} LAUNCH_NAME={spec.name}
 export LAUNCH_START=${{SLURM_RESTART_COUNT:-0}} PYTHONUNBUFFERED=1
 
-# Other ports at each start, below those that the kernel gives away.
+# Different ports at each start, below the range that the kernel hands out.
 port=$((15000 + (SLURM_JOB_ID * 97 + LAUNCH_START * 31) % 15000))
 workers=
 rank=0
@@ -129,7 +135,7 @@ for node in $(scontrol show hostnames "$SLURM_JOB_NODELIST"); do
 done
 export LAUNCH_WORKERS=$workers
 
-# Who ended first, and how: the others end because of it.
+# The exit code and rank of the worker that ended first: the others end because of it.
 export LAUNCH_FIRST="$LAUNCH_HOME/$LAUNCH_NAME/first-$LAUNCH_START"
 rm -f "$LAUNCH_FIRST"
 srun --kill-on-bad-exit=1 --open-mode=append --output={quote(output)}"$LAUNCH_START-%t.log" \\
@@ -140,7 +146,7 @@ exec {quote(python)} -m launch.slurm "$code"
 
 
 def _task(spec: JobSpec) -> str:
-    """What runs on each node, with the trainer's command as its arguments."""
+    """Returns the script for each node; its arguments are the trainer's command."""
     cluster = r"{\"cluster\": {\"worker\": [$LAUNCH_WORKERS]}"
     task = r"\"task\": {\"type\": \"worker\", \"index\": $SLURM_PROCID}}"
     tf_config = f'export TF_CONFIG="{cluster}, {task}"' if spec.is_group else "unset TF_CONFIG"
@@ -157,32 +163,34 @@ exit "$code"
 """
 
 
-# On the first node, after the step.
+# On the first node, after the step has ended.
 
 
 def after_exit(record: Record, code: int, job: str, start: int) -> int:
-    """Puts the job back into the queue, or says how the run has ended.
+    """Requeues the job, or records how the run has ended.
 
     Args:
-        code: of srun; what counts is the one of the worker that ended first.
+        code: srun's exit code, used only if that of the worker that ended first is unknown.
+        job: the job's number.
+        start: the number of restarts that Slurm has counted.
 
     Returns:
-        the exit code of the batch job.
+        The exit code for the batch job.
     """
     message = f"the step ended with {code}"
     first = record.path / f"first-{start}"
     if first.exists():
         found = re.fullmatch(r"(\d+) (\d+)\n", first.read_text(errors="replace"))
-        if found:  # or the disk was full
+        if found:  # else the disk was full
             code, rank = int(found[1]), int(found[2])
             message = f"worker {rank} of {record.spec.nodes} ended first, with {code}"
     asks = outcome(code)
     if asks is Outcome.DONE:
         return _write_result(record, State.SUCCEEDED, "", EXIT_DONE)
-    # Slurm itself ends the job: a preemption, after which it queues it again, or a `scancel`, after
-    # which nobody must.
+    # Slurm itself is ending the job: after a preemption it requeues the job; after `scancel` nobody
+    # may.
     if record.is_cancelled or "JobState=RUNNING" not in _slurm("scontrol", "show", "job", job):
-        print(f"launch {record.spec.name}: {message}, as Slurm ends the job", flush=True)
+        print(f"launch {record.spec.name}: {message}, because Slurm ended the job", flush=True)
         return code
     if asks is not Outcome.FAIL:
         restarts = _restarts(record)
@@ -193,9 +201,9 @@ def after_exit(record: Record, code: int, job: str, start: int) -> int:
             text = json.dumps(dataclasses.asdict(restarts)) + "\n"
             records.write_private(record.path / "restarts.json", text)
             print(f"launch {record.spec.name}: {message}; restart {restarts.attempt}", flush=True)
-            _slurm("scontrol", "requeue", job)  # and this script is ended by it
+            _slurm("scontrol", "requeue", job)  # which also ends this script
             return code
-        message += f"; not again: {refusal}"
+        message += f"; not restarted: {refusal}"
     return _write_result(record, State.FAILED, message, code)
 
 
@@ -213,7 +221,7 @@ def _restarts(record: Record) -> Restarts:
         return Restarts()
 
 
-# Here.
+# On the machine of the launcher.
 
 
 class Job:
@@ -229,27 +237,29 @@ class Job:
         folder = Path(self._spec.folder)
         if not (folder / "launch" / "__main__.py").exists():
             raise LaunchError(
-                f"--folder={folder}: has no launch/ beside trainer/, which the job's script runs; "
-                f"name the repository's folder"
+                f"--folder={folder}: has no launch/, which the job's script runs; name the "
+                f"repository's folder"
             )
         if self._job():
             return
         try:
             said = _slurm(*_sbatch(self._spec), stdin=_script(self._spec))
         except LaunchError:
-            if not self._job():  # taken all the same, and only the answer was lost?
+            if not self._job():  # accepted, and only the answer was lost?
                 raise
             return
-        number = re.search(r"^(\d+)(;.*)?$", said, re.MULTILINE)  # "id;cluster", behind any notes
+        number = re.search(
+            r"^(\d+)(;.*)?$", said, re.MULTILINE
+        )  # "id;cluster", possibly after notes
         if number:
             self._save(number[1])
         elif not self._job():
-            raise LaunchError(f"sbatch: gave no number of a job, but {said[:200]!r}")
+            raise LaunchError(f"sbatch: printed no job number: {said[:200]!r}; see `squeue --me`")
 
     def _job(self) -> str:
-        """The job's number; "" where Slurm has none for this run (any more)."""
+        """Returns the job's number, or "" if Slurm has no job for this run."""
         job = self._record.handle.get("job", "")
-        if not job:  # or the launcher ended between the two
+        if not job:  # not submitted, or a launcher died before it saved the number
             listed = _slurm("squeue", "--noheader", "--me", "--format=%i %k").splitlines()
             ours = [line for line in listed if line.endswith(f" {_comment(self._spec)}")]
             if ours:
@@ -280,13 +290,13 @@ class Job:
             why = "" if reason in ("", "None") else f"Slurm: {reason}"
             return Observation(_STATES[state], message=why)
         if state == "TIMEOUT":
-            return Observation(State.FAILED, message="ended by its time limit; give --time more")
-        # Or its result is still on the way to this machine.
-        said = f"Slurm says {state}" if state else "Slurm does not know the job any more"
-        return Observation(State.UNKNOWN, gone=True, message=f"{said}, and it left no result")
+            return Observation(State.FAILED, message="ended by its time limit; increase --time")
+        # Its result may still be on its way through the shared storage.
+        said = f"Slurm reports {state}" if state else "Slurm no longer knows the job"
+        return Observation(State.UNKNOWN, gone=True, message=f"{said}, and the job left no result")
 
     def delete(self) -> None:
-        self._record.cancel()  # before anything ends: the job's script must not queue it again
+        self._record.cancel()  # first of all, so that the job's script does not requeue it
         job = self._job()
         if not job:
             return
@@ -304,13 +314,13 @@ class Job:
     def logs(self, follow: bool) -> Iterator[str]:
         record = self._record
 
-        def is_going() -> bool:  # without asking Slurm several times a second
+        def is_going() -> bool:  # does not ask Slurm: it is called several times a second
             return follow and not record.is_cancelled and not (record.path / "result.json").exists()
 
         return logs.of_starts(record, self._signals, is_going)
 
     def _queued(self) -> str:
-        """The job's state and its reason, as Slurm has them; "" where it forgot the job."""
+        """Returns the job's state and reason, or "" if Slurm no longer knows the job."""
         job = self._job()
         if not job:
             return ""
@@ -345,8 +355,8 @@ def _is_active(queued: str) -> bool:
 
 
 def _environment() -> dict[str, str]:
-    """Without what a job has that this command may be typed in, or what would change sbatch's
-    flags; SLURM_CONF, which names the cluster, stays."""
+    """Returns this process's environment without the variables of an enclosing job, and without
+    those that would change sbatch's flags. SLURM_CONF, which names the cluster, stays."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -355,7 +365,11 @@ def _environment() -> dict[str, str]:
 
 
 def _slurm(*command: str, stdin: str = "", allowed: str = "") -> str:
-    """What a command of Slurm printed; "" where it failed with the text that is allowed."""
+    """Runs a command of Slurm and returns its output.
+
+    Args:
+        allowed: an error text that counts as success.
+    """
     try:
         done = subprocess.run(
             command,
@@ -366,10 +380,10 @@ def _slurm(*command: str, stdin: str = "", allowed: str = "") -> str:
             timeout=_COMMAND_S,
             check=False,
             env=_environment(),
-            start_new_session=True,  # Ctrl-C is for the launcher
+            start_new_session=True,  # Ctrl-C goes to the launcher alone
         )
     except FileNotFoundError:
-        raise LaunchError(f"{command[0]}: is not on this machine; use one with Slurm") from None
+        raise LaunchError(f"{command[0]}: not found; submit on a machine with Slurm") from None
     except subprocess.TimeoutExpired:
         raise LaunchError(
             f"{command[0]}: no answer within {_COMMAND_S:.0f} s; is Slurm's controller up?"

@@ -1,7 +1,7 @@
-"""A JobSet on Kubernetes: a pod a worker, started again by the cluster itself. Needs kubectl.
+"""A JobSet on Kubernetes: one pod per worker, restarted by the cluster itself. Needs kubectl.
 
-The cluster needs the JobSet controller (jobset.sigs.k8s.io, 0.8 or later). All that is sent is one
-manifest; what follows the run afterwards only reads, and may come and go.
+The cluster needs the JobSet controller (jobset.sigs.k8s.io, 0.8 or later). One manifest is sent;
+afterwards `watch` only reads, and may stop and start at any time.
 """
 
 import contextlib
@@ -35,38 +35,47 @@ from launch.spec import JobSpec, option
 __all__ = ["Job", "Options", "check", "render"]
 
 LOOK_S = 2.0
-_GONE_S = GRACE_S + 180.0  # from a delete to the end of the last pod
+_GONE_S = GRACE_S + 180.0  # seconds from a delete to the end of the last pod
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    namespace: str = option("default", "Of all that is made.")
-    context: str = option("", "The cluster, as kubectl's config names it; its current one.")
-    image: str = option("trainer:latest", "Built from launch/Dockerfile, where the cluster pulls.")
-    cpu: str = option("4", "CPU cores a worker, as Kubernetes writes them.")
-    memory: str = option("16Gi", "Memory a worker; what takes more is killed.")
-    gpus: int = option(0, "GPUs a worker (nvidia.com/gpu).")
-    gpu_type: str = option("", "Of GKE: nvidia-l4, nvidia-h100-80gb, …")
-    tpu_type: str = option("", f"Of GKE: {', '.join(ONE_HOST)}.")
-    tpu_topology: str = option("", "Of one host: 1x1, 2x2 or 2x4; 2x2x1 for v4 and v5p.")
-    spot: bool = option(
-        False, "Spot nodes of GKE: they leave a run about 15 s to save, whatever it may take."
+    namespace: str = option("default", "Namespace for everything that is created.")
+    context: str = option(
+        "", "Context of kubectl, which names the cluster. Default: the current one."
     )
+    image: str = option(
+        "trainer:latest",
+        "Image built from launch/Dockerfile, in a registry that the cluster can pull from.",
+    )
+    cpu: str = option("4", "CPU cores per worker, such as 4 or 500m.")
+    memory: str = option("16Gi", "Memory per worker; a worker that exceeds it is killed.")
+    gpus: int = option(0, "GPUs per worker (nvidia.com/gpu).")
+    gpu_type: str = option("", "GPU type on GKE, such as nvidia-l4 or nvidia-h100-80gb.")
+    tpu_type: str = option("", f"TPU type on GKE: {', '.join(ONE_HOST)}.")
+    tpu_topology: str = option("", "Topology of one host: 1x1, 2x2 or 2x4; 2x2x1 for v4 and v5p.")
+    spot: bool = option(False, "Use GKE's spot nodes, which leave a run about 15 s to save.")
     volume_claim: str = option(
-        "", f"A PersistentVolumeClaim, at {CLAIM_AT}: for several nodes of access ReadWriteMany."
+        "", f"PersistentVolumeClaim to mount at {CLAIM_AT}; several nodes need ReadWriteMany."
     )
-    service_account: str = option("", "Of the pods; it must be allowed to use a gs:// workdir.")
-    image_pull_secret: str = option("", "A Secret of the namespace, to pull the image with.")
-    env_from_secret: str = option("", "A Secret of the namespace: environment of the trainer.")
-    queue: str = option("", "A LocalQueue of Kueue.")
-    priority_class: str = option("", "A PriorityClass of the cluster.")
-    node_selector: tuple[str, ...] = option((), "A node's label, as NAME=VALUE.")
-    toleration: tuple[str, ...] = option((), "A node's taint, as NAME[=VALUE][:EFFECT].")
-    port: int = option(12345, "Of each worker, where they meet.")
+    service_account: str = option(
+        "", "Service account of the pods; it needs access to a gs:// workdir."
+    )
+    image_pull_secret: str = option("", "Secret in the namespace for pulling the image.")
+    env_from_secret: str = option(
+        "", "Secret in the namespace with environment variables for the trainer."
+    )
+    queue: str = option("", "LocalQueue of Kueue.")
+    priority_class: str = option("", "PriorityClass of the pods.")
+    node_selector: tuple[str, ...] = option((), "Label that a node must have, as NAME=VALUE.")
+    toleration: tuple[str, ...] = option(
+        (), "Taint of nodes to tolerate, as NAME[=VALUE][:EFFECT]."
+    )
+    port: int = option(12345, "Port at which the workers meet.")
 
 
 def render(spec: JobSpec) -> list[Document]:
-    """One command, and what it reads."""
+    """Returns the kubectl command, titled, and the manifest that it reads."""
     kubectl = Kubectl(spec.options.context, spec.options.namespace)
     return [Document(shlex.join(kubectl.command(*CREATE)), to_yaml(manifest(spec)))]
 
@@ -81,10 +90,10 @@ class Job:
         self._record, self._spec, self._signals = record, record.spec, signals
 
     def create(self, attempt: int) -> None:
-        """The cluster that is kubectl's current one now stays this run's, whichever is later."""
-        del attempt  # the JobSet starts itself again
+        """Creates the JobSet in kubectl's current context, where the run then stays."""
+        del attempt  # the JobSet restarts itself
         if not self._spec.options.context and "context" not in self._record.handle:
-            with contextlib.suppress(KubectlError):  # there is none within a pod
+            with contextlib.suppress(KubectlError):  # inside a pod there is no context
                 self._record.handle["context"] = current_context()
                 self._record.save()
         if self._adopts(self._jobset()):
@@ -92,14 +101,14 @@ class Job:
         try:
             self._kubectl.create(render(self._spec)[0].text)
         except KubectlError:
-            if not self._adopts(self._jobset()):  # made, and only the answer was lost?
+            if not self._adopts(self._jobset()):  # created, and only the answer was lost?
                 raise
 
     def _adopts(self, jobset: dict[str, Any] | None) -> bool:
-        """Whether it is this run; takes one away that this run's name had before.
+        """Returns whether the JobSet is this run's; deletes one of an earlier run of this name.
 
         Raises:
-            LaunchError: where it is somebody else's.
+            LaunchError: if the JobSet belongs to somebody else.
         """
         if jobset is None:
             return False
@@ -111,26 +120,26 @@ class Job:
             self._delete(jobset)
             return False
         raise LaunchError(
-            f"{name}: namespace {namespace} has a JobSet of this name that was made elsewhere, or "
-            f"still runs; choose another --name"
+            f"{name}: namespace {namespace} has a JobSet of this name that was created elsewhere "
+            f"or still runs; choose another --name"
         )
 
     def observe(self) -> Observation:
         try:
             jobset = self._jobset()
             if jobset is None or not self._is_ours(jobset):
-                # No stale copy: the cluster has one store. To wait for it would be for ever.
+                # Never a stale answer: the cluster has one store. Waiting would be forever.
                 return Observation(
                     State.FAILED,
-                    message=f"its JobSet is not there any more: it was deleted, or ended "
-                    f"{KEPT_S // 86400} days ago; the same command, submitted again, goes on",
+                    message=f"its JobSet no longer exists: it was deleted, or ended over "
+                    f"{KEPT_S // 86400} days ago; submit the same command again to resume",
                 )
             return observation(jobset, self._pods())
         except KubectlError as error:
             return Observation(State.UNKNOWN, message=str(error))
 
     def delete(self) -> None:
-        """Asks for the end, and waits for it: the pods save first."""
+        """Deletes the JobSet and waits until its pods have saved and ended."""
         jobset = self._jobset()
         if jobset is not None and self._is_ours(jobset):
             self._delete(jobset)
@@ -145,7 +154,7 @@ class Job:
                 return
             if signals.now() > until or len(signals.received) > signals_before:
                 raise LaunchError(
-                    f"{name}: its JobSet is being deleted, and its pods have not ended yet; "
+                    f"{name}: its JobSet is being deleted, but its pods have not ended yet; "
                     f"`python -m launch cancel {name}` waits for them"
                 )
             signals.wait(LOOK_S)
@@ -154,10 +163,10 @@ class Job:
         return ""  # the run's folder is in the cluster
 
     def logs(self, follow: bool) -> Iterator[str]:
-        """Of the pods that there are: those of an earlier start are gone with it."""
+        """Yields the lines of existing pods; those of an earlier start no longer exist."""
         jobset = self._jobset()
         if jobset is None or not self._is_ours(jobset):
-            raise LaunchError(f"{self._spec.name}: its JobSet is not there any more, nor are logs")
+            raise LaunchError(f"{self._spec.name}: its JobSet and logs no longer exist")
         seen: set[str] = set()
         with contextlib.ExitStack() as stack:
             streams: list[LogStream] = []
@@ -182,7 +191,7 @@ class Job:
         return LogStream(command, f"[{rank_of(pod)}] ")
 
     def _read(self, streams: Sequence[LogStream], seconds: float) -> Iterator[str]:
-        """Lines as they come, until all streams have ended, a signal comes, or the time is up."""
+        """Yields lines until all streams have ended, a signal arrives, or the time is up."""
         until = self._signals.now() + seconds
         while not self._signals.received:
             is_open = [stream for stream in streams if not stream.has_ended]
@@ -197,7 +206,7 @@ class Job:
         return label(jobset, RUN_LABEL) == self._spec.run
 
     def _jobset(self) -> dict[str, Any] | None:
-        """The JobSet of this name, whosever it is."""
+        """Returns the JobSet of this name, even if it is somebody else's."""
         return self._kubectl.jobset(self._spec.name)
 
     def _pods(self) -> list[dict[str, Any]]:
@@ -205,7 +214,7 @@ class Job:
 
     @property
     def _kubectl(self) -> Kubectl:
-        """In the cluster that the run is made in."""
+        """Calls for the cluster that the run was created in."""
         options = self._spec.options
         context = options.context or self._record.handle.get("context", "")
         return Kubectl(context, options.namespace)

@@ -1,4 +1,4 @@
-"""kubectl: a call and its answer, and logs as they come."""
+"""kubectl: calls and their answers, and logs as they arrive."""
 
 import dataclasses
 import json
@@ -11,20 +11,20 @@ from typing import Any
 from launch.errors import LaunchError
 
 CREATE = ("create", "--filename=-")
-CALL_S = 60.0  # what a call may take
+CALL_S = 60.0  # seconds for a call
 _RESOURCE = "jobsets.jobset.x-k8s.io"
 
 
 class KubectlError(LaunchError):
-    """There is no kubectl; or it, or the cluster behind it, said no, or nothing."""
+    """kubectl is missing; or it, or the cluster, refused or did not answer."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Kubectl:
-    """Calls for one namespace of one cluster. Each raises KubectlError where it fails.
+    """Calls for one namespace of one cluster. Each raises KubectlError if it fails.
 
     Attributes:
-        context: the cluster, as kubectl's config names it; "" for its current one.
+        context: kubectl's name for the cluster; "" for the current one.
     """
 
     context: str
@@ -38,12 +38,12 @@ class Kubectl:
         self._run(*CREATE, stdin=manifest)
 
     def delete(self, jobset: str) -> None:
-        """Asks for it; in the foreground: the JobSet is there until its pods have ended."""
+        """Asks for the deletion in the foreground: the JobSet exists until its pods have ended."""
         flags = ("--ignore-not-found", "--cascade=foreground", "--wait=false")
         self._run("delete", _RESOURCE, jobset, *flags)
 
     def jobset(self, name: str) -> dict[str, Any] | None:
-        """The JobSet of this name, whosever it is."""
+        """Returns the JobSet of this name, even if it is somebody else's."""
         text = self._run("get", _RESOURCE, name, "--ignore-not-found", "--output=json")
         return _parsed(text) if text.strip() else None
 
@@ -57,19 +57,19 @@ class Kubectl:
 
 
 def current_context() -> str:
-    """The cluster that kubectl asks where none is named.
+    """Returns kubectl's current context.
 
     Raises:
-        KubectlError: where it cannot say.
+        KubectlError: if there is none, or no kubectl.
     """
     return _call("kubectl config", ["kubectl", "config", "current-context"]).strip()
 
 
 class LogStream:
-    """What a command prints, read without waiting for it.
+    """The output of a command, read without blocking.
 
     Attributes:
-        descriptor: can be read where there is more, or the end.
+        descriptor: readable once there is more output, or at its end.
     """
 
     def __init__(self, command: Sequence[str], prefix: str):
@@ -95,7 +95,7 @@ class LogStream:
         self._process.__exit__(None, None, None)
 
     def lines(self) -> Iterator[str]:
-        """The whole lines since the last call, each behind the prefix."""
+        """Yields the complete lines since the last call, each after the prefix."""
         try:
             data = os.read(self.descriptor, 2**16)
         except BlockingIOError:
@@ -109,16 +109,16 @@ class LogStream:
 
 
 def short(text: str) -> str:
-    """One line of what the cluster said."""
+    """Returns the text as one line of at most 300 characters."""
     line = " ".join(text.split())
     return line if len(line) <= 300 else f"{line[:299]}…"
 
 
 def _call(what: str, command: Sequence[str], stdin: str = "") -> str:
-    """What it printed.
+    """Runs a command and returns its output.
 
     Raises:
-        KubectlError: where it failed, in one line.
+        KubectlError: if it fails; the message is one line.
     """
     try:
         done = subprocess.run(
@@ -127,15 +127,15 @@ def _call(what: str, command: Sequence[str], stdin: str = "") -> str:
             capture_output=True,
             timeout=CALL_S,
             check=False,
-            start_new_session=True,  # Ctrl-C is for the launcher
+            start_new_session=True,  # Ctrl-C goes to the launcher alone
         )
     except subprocess.TimeoutExpired:
         raise KubectlError(
-            f"{what}: no answer within {CALL_S:.0f} s; look at the cluster, and at the network"
+            f"{what}: no answer within {CALL_S:.0f} s; check the cluster and the network"
         ) from None
     except OSError as error:
         raise KubectlError(
-            f"kubectl: cannot be started ({error.strerror}); install it, and put it on PATH"
+            f"kubectl: cannot be started ({error.strerror}); install it and put it on PATH"
         ) from None
     if done.returncode:
         said = _said(done.stderr) or f"exit code {done.returncode}"
@@ -144,14 +144,14 @@ def _call(what: str, command: Sequence[str], stdin: str = "") -> str:
 
 
 def _said(stderr: bytes) -> str:
-    """An error without what kubectl logs before it: that has the time in it, and says no more."""
+    """Returns kubectl's error without its log lines, which add only timestamps."""
     lines = stderr.decode(errors="replace").splitlines()
     return short(" ".join(line for line in lines if not re.match(r"[IWEF]\d{4} ", line)))
 
 
 def _hint(said: str) -> str:
     if "resource type" in said or "no matches for kind" in said:
-        return "; install the JobSet controller in this cluster (BUILD.md)"
+        return "; install the JobSet controller in this cluster (docs/launch.md)"
     return ""
 
 
@@ -161,5 +161,5 @@ def _parsed(text: str) -> dict[str, Any]:
     except ValueError:
         value = None
     if not isinstance(value, dict):
-        raise KubectlError(f"kubectl get: no JSON: {short(text)}")
+        raise KubectlError(f"kubectl get: not JSON: {short(text)}")
     return value

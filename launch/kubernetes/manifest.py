@@ -1,4 +1,4 @@
-"""The JobSet: a Job with a pod a worker, and when it is started again."""
+"""The JobSet: a Job with one pod per worker, and the rules for restarting it."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ from launch.spec import JobSpec
 
 RUN_LABEL = "trainer-launch/run"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
-KEPT_S = 7 * 24 * 3600  # how long what has ended can be asked for
+KEPT_S = 7 * 24 * 3600  # seconds for which an ended JobSet is kept
 
 
 def manifest(spec: JobSpec) -> dict[str, Any]:
-    """The JobSet, as values of JSON."""
+    """Returns the JobSet as values for JSON."""
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
@@ -23,7 +23,7 @@ def manifest(spec: JobSpec) -> dict[str, Any]:
         },
         "spec": {
             "ttlSecondsAfterFinished": KEPT_S,
-            # Workers look for each other before they are ready.
+            # Workers look each other up before they are ready.
             "network": {
                 "enableDNSHostnames": True,
                 "publishNotReadyAddresses": True,
@@ -31,9 +31,9 @@ def manifest(spec: JobSpec) -> dict[str, Any]:
             },
             "failurePolicy": {
                 "maxRestarts": spec.max_restarts,
-                # The last start's worker 0 must have let go of the run's folder.
+                # Worker 0 of the last start must have released the run's folder.
                 "restartStrategy": "BlockingRecreate",
-                # Without a rule, a failed Job makes the JobSet restart, and counts.
+                # Without a matching rule, a failed Job restarts the JobSet, charged.
                 "rules": [
                     {
                         "name": "failedByItself",
@@ -50,7 +50,7 @@ def manifest(spec: JobSpec) -> dict[str, Any]:
 
 
 def labels(spec: JobSpec) -> dict[str, str]:
-    """Whose it is, and where it waits."""
+    """Returns the labels that name the run and its queue."""
     queue = spec.options.queue
     return {RUN_LABEL: spec.run} | ({QUEUE_LABEL: queue} if queue else {})
 
@@ -67,10 +67,10 @@ def _job(spec: JobSpec) -> dict[str, Any]:
 
 
 def _pod_rules() -> list[dict[str, Any]]:
-    """launch/policy.py, as a Job says it: the first rule that fits. Each other exit code counts:
-    the Job fails at the first, and the JobSet restarts.
+    """Returns launch/policy.py as rules of a Job, of which the first that matches applies.
 
-    What no rule can say: how often a run may end without a new checkpoint in between.
+    Any other exit code fails the Job at once, and the JobSet restarts, charged. No rule can limit
+    how often a run ends without a new checkpoint.
     """
 
     def codes(of: Outcome) -> dict[str, Any]:
@@ -78,9 +78,9 @@ def _pod_rules() -> list[dict[str, Any]]:
         return {"containerName": CONTAINER, "operator": "In", "values": values}
 
     return [
-        # All workers stop together, each is made anew, and they meet again.
+        # All workers stop together, each is created again, and they meet again.
         {"action": "Ignore", "onExitCodes": codes(Outcome.RESTART)},
-        # Preempted, drained, evicted: however it ended then, it is not the run's fault.
+        # Preempted, drained, evicted: whatever its exit code, not the run's fault.
         {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
         {"action": "FailJob", "onExitCodes": codes(Outcome.FAIL)},
     ]

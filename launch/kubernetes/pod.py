@@ -1,4 +1,4 @@
-"""The pod of a worker: what it runs, where, and what it finds there."""
+"""The pod of a worker: its command, node, volumes and environment."""
 
 import json
 import math
@@ -11,13 +11,13 @@ JOB = CONTAINER = "worker"
 INDEX = "batch.kubernetes.io/job-completion-index"
 RANK_ENV = "LAUNCH_RANK"
 CLAIM_AT, _BUCKETS_AT = "/runs", "/gcs"
-USER = 1000  # of launch/Dockerfile
-GRACE_S = 120  # to save after SIGTERM
-_MEETING_S = 600  # nodes are started and images pulled meanwhile, of each worker at its own pace
+USER = 1000  # as in launch/Dockerfile
+GRACE_S = 120  # seconds to save after SIGTERM
+_MEETING_S = 600  # for each worker, a node may have to start and pull the image
 
 
 def workdir(spec: JobSpec) -> str:
-    """The run's folder, as the trainer sees it: it takes no address, but a mounted bucket."""
+    """Returns the run's folder as the trainer sees it; a bucket is mounted."""
     if spec.workdir.startswith("gs://"):
         bucket, _, folder = spec.workdir.removeprefix("gs://").partition("/")
         return f"{_BUCKETS_AT}/{bucket}/{folder.strip('/') or spec.name}"
@@ -25,7 +25,7 @@ def workdir(spec: JobSpec) -> str:
 
 
 def bucket_of(spec: JobSpec) -> str:
-    """Of the workdir; "" where it is in none."""
+    """Returns the workdir's bucket, or "" if it is not in one."""
     is_address = spec.workdir.startswith("gs://")
     return spec.workdir.removeprefix("gs://").partition("/")[0] if is_address else ""
 
@@ -35,7 +35,7 @@ def pod_spec(spec: JobSpec) -> dict[str, Any]:
     account, secret = options.service_account, options.image_pull_secret
     volumes, mounts = _volumes(spec)
     return {
-        "restartPolicy": "Never",  # a Job with podFailurePolicy takes no other
+        "restartPolicy": "Never",  # the only one that a Job with podFailurePolicy allows
         "terminationGracePeriodSeconds": GRACE_S,
         **({"serviceAccountName": account} if account else {}),
         "automountServiceAccountToken": bool(account),
@@ -49,7 +49,7 @@ def pod_spec(spec: JobSpec) -> dict[str, Any]:
 
 
 def _user(spec: JobSpec) -> int:
-    """A TPU's driver locks more memory than a process may by default; only root may raise that."""
+    """Returns the user ID: root on a TPU, whose driver locks more memory than users may."""
     return 0 if spec.options.tpu_type else USER
 
 
@@ -60,7 +60,7 @@ def _pod_security(spec: JobSpec) -> dict[str, Any]:
         "runAsUser": user,
         "runAsGroup": user,
         "fsGroup": user,
-        "fsGroupChangePolicy": "OnRootMismatch",  # or each start walks through all checkpoints
+        "fsGroupChangePolicy": "OnRootMismatch",  # or each start visits all checkpoints
         "seccompProfile": {"type": "RuntimeDefault"},
     }
 
@@ -93,7 +93,7 @@ def _toleration(text: str) -> dict[str, str]:
 
 
 def _volumes(spec: JobSpec) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """What there is to mount, and where."""
+    """Returns the volumes, and where they are mounted."""
     options, bucket = spec.options, bucket_of(spec)
     volumes: list[dict[str, Any]] = []
     mounts = []
@@ -102,7 +102,7 @@ def _volumes(spec: JobSpec) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]
         volumes.append({"name": "runs", "persistentVolumeClaim": claim})
         mounts.append({"name": "runs", "mountPath": CLAIM_AT})
     if bucket:
-        user = _user(spec)  # the mount belongs to root otherwise
+        user = _user(spec)  # otherwise the mount belongs to root
         attributes = {
             "bucketName": bucket,
             "mountOptions": f"implicit-dirs,uid={user},gid={user}",
@@ -110,7 +110,7 @@ def _volumes(spec: JobSpec) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]
         driver = {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": attributes}
         volumes.append({"name": "bucket", "csi": driver})
         mounts.append({"name": "bucket", "mountPath": f"{_BUCKETS_AT}/{bucket}"})
-    # GPUs that do not reach each other directly do it through here; 64 MB by default.
+    # GPUs without a direct link exchange data through it; the default is 64 MB.
     volumes.append({"name": "memory", "emptyDir": {"medium": "Memory"}})
     mounts.append({"name": "memory", "mountPath": "/dev/shm"})
     return volumes, mounts
@@ -135,20 +135,23 @@ def _container(spec: JobSpec, mounts: list[dict[str, Any]]) -> dict[str, Any]:
         "env": _env(spec),
         **({"envFrom": [{"secretRef": {"name": secret}}]} if secret else {}),
         **({"ports": [{"containerPort": options.port}]} if spec.is_group else {}),
-        # CPUs that nobody else asks for may be used beyond the request.
+        # No CPU limit: idle cores may be used beyond the request.
         "resources": {"requests": {"cpu": options.cpu, "memory": options.memory}, "limits": limits},
         "securityContext": security,
         "volumeMounts": mounts,
-        # The last lines of a log say why it ended, where nobody followed it.
+        # Keeps the last lines of the log, which tell why it ended.
         "terminationMessagePolicy": "FallbackToLogsOnError",
     }
 
 
 def _command(spec: JobSpec) -> list[str]:
-    """What starts Python. As a container's first process, it would ignore a SIGTERM that comes
-    before it has a handler, and be killed without having saved: so tini is the first."""
+    """Returns the command that starts Python.
+
+    tini is the container's first process: there, Python would ignore a SIGTERM that arrives before
+    it has a handler, and be killed without saving.
+    """
     if spec.options.tpu_type:
-        lock = 'ulimit -l 68719476736 && exec "$@"'  # more than a process may by default
+        lock = 'ulimit -l 68719476736 && exec "$@"'  # above the default limit
         return ["tini", "--", "bash", "-c", lock, "bash", "python"]
     return ["tini", "--", "python"]
 
@@ -156,7 +159,7 @@ def _command(spec: JobSpec) -> list[str]:
 def _args(spec: JobSpec) -> list[str]:
     args = list(spec.trainer_args(workdir(spec)))
     if spec.options.tpu_type:
-        args.insert(2, "--tpu=local")  # before the user's own flags, of which the last one counts
+        args.insert(2, "--tpu=local")  # before the user's own flags: the last one counts
     flag = "--cluster_timeout_s"
     if spec.is_group and not any(arg.startswith((flag, flag[1:])) for arg in args):
         args.append(f"{flag}={_MEETING_S}")
@@ -164,7 +167,7 @@ def _args(spec: JobSpec) -> list[str]:
 
 
 def _env(spec: JobSpec) -> list[dict[str, Any]]:
-    """Kubernetes puts a variable into those after it, where they say $(NAME)."""
+    """Returns the environment. Kubernetes expands $(NAME) in a variable after NAME."""
     values = {"PYTHONUNBUFFERED": "1"}
     values |= dict(spec.env)
     env: list[dict[str, Any]] = [
@@ -178,7 +181,7 @@ def _env(spec: JobSpec) -> list[dict[str, Any]]:
 
 
 def _tf_config(spec: JobSpec) -> str:
-    """Of all workers alike: the rank is put in where the pod starts."""
+    """Returns one TF_CONFIG for all workers; Kubernetes fills in the rank when a pod starts."""
     addresses = [
         f"{spec.name}-{JOB}-0-{rank}.{spec.name}:{spec.options.port}" for rank in range(spec.nodes)
     ]
@@ -188,5 +191,5 @@ def _tf_config(spec: JobSpec) -> str:
 
 
 def _unexpanded(text: str) -> str:
-    """What Kubernetes makes the text of: it reads $(NAME) as a variable, and $$ as a $."""
+    """Escapes a text that Kubernetes expands: $(NAME) is a variable, $$ a $."""
     return text.replace("$", "$$")

@@ -1,4 +1,4 @@
-"""What the cluster says of a run: its JobSet and its pods, as kubectl gives them."""
+"""The state of a run, from its JobSet and pods as kubectl prints them."""
 
 from typing import Any
 
@@ -38,6 +38,7 @@ def age_and_rank(pod: dict[str, Any]) -> tuple[str, int]:
 
 
 def observation(jobset: dict[str, Any], pods: list[dict[str, Any]]) -> Observation:
+    """Returns the state of a run."""
     conditions = _conditions(jobset)
     if "Completed" in conditions:
         return Observation(State.SUCCEEDED, exit_code=0)
@@ -50,7 +51,7 @@ def observation(jobset: dict[str, Any], pods: list[dict[str, Any]]) -> Observati
         return Observation(State.UNKNOWN, message="its JobSet is being deleted")
     if _of(jobset, "spec").get("suspend") or "Suspended" in conditions:
         queue = label(jobset, QUEUE_LABEL)
-        message = f"waits in queue {queue}" if queue else "suspended"
+        message = f"waiting in queue {queue}" if queue else "suspended"
         return Observation(State.QUEUED, message=message)
     return _in_progress(jobset, pods)
 
@@ -64,16 +65,16 @@ def _in_progress(jobset: dict[str, Any], pods: list[dict[str, Any]]) -> Observat
     if restarts := status.get("restarts", 0):
         counted = status.get("restartsCountTowardsMax", 0)
         most = _of(jobset, "spec", "failurePolicy").get("maxRestarts", 0)
-        notes.append(f"restart {restarts}, {counted} of {most} that count")
+        notes.append(f"restart {restarts}, {counted} of {most} charged")
     if len(running) >= nodes:
         return Observation(State.RUNNING, message="; ".join(notes))
     waiting = (f"worker {rank}: {why}" for rank, pod in latest.items() if (why := _why_not(pod)))
-    notes += [next(waiting, f"{len(running)} of {nodes} pods run")]
+    notes += [next(waiting, f"{len(running)} of {nodes} pods running")]
     return Observation(State.PROVISIONING if pods else State.QUEUED, message="; ".join(notes))
 
 
 def _why_not(pod: dict[str, Any]) -> str:
-    """What keeps a pod from running, "" for nothing in particular."""
+    """Returns what keeps a pod from running, or "" if nothing in particular does."""
     status = pod["status"]
     if status.get("phase") == "Failed":
         return _ending(pod)
@@ -89,7 +90,7 @@ def _why_not(pod: dict[str, Any]) -> str:
 
 
 def _terminated(pod: dict[str, Any]) -> dict[str, Any]:
-    """How the trainer ended in it; {} where it did not, or nobody saw it."""
+    """Returns how the trainer ended in a pod; {} if it has not ended, or it is unknown."""
     for container in _of(pod, "status").get("containerStatuses") or []:
         if container["name"] == CONTAINER:
             return _of(container, "state", "terminated")
@@ -99,23 +100,23 @@ def _terminated(pod: dict[str, Any]) -> dict[str, Any]:
 def _ending(pod: dict[str, Any]) -> str:
     end, status = _terminated(pod), _of(pod, "status")
     if not end:
-        message = status.get("message", "nobody saw why")
+        message = status.get("message", "for an unknown reason")
         return short(f"{status.get('reason', 'failed')}: {message}")
     code = end["exitCode"]
     if end.get("reason") == "OOMKilled":
-        return f"ended with {code} (OOMKilled: it took more than --memory)"
+        return f"ended with {code} (OOMKilled: it exceeded --memory)"
     if code == 137:
         return "ended with 137 (killed: out of memory, or with its node)"
     return f"ended with {code}"
 
 
 def _first_to_end(pods: list[dict[str, Any]]) -> tuple[int | None, str]:
-    """The exit code that the run failed with, and a text that says whose; (None, "") where no pod
-    shows it."""
+    """Returns the exit code that the run failed with, and a text that names the worker; (None, "")
+    if no pod shows it."""
 
     def order(pod: dict[str, Any]) -> tuple[bool, bool, str, int]:
         end = _terminated(pod)
-        # What was ignored is not why it failed; who ended with 200, another one's end brought down.
+        # An ignored end is not why the run failed; 200 means that another worker ended first.
         ignored = "DisruptionTarget" in _conditions(pod) or (
             bool(end) and outcome(end["exitCode"]) is Outcome.RESTART
         )
@@ -134,13 +135,13 @@ def _first_to_end(pods: list[dict[str, Any]]) -> tuple[int | None, str]:
 
 
 def _conditions(value: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Those that hold, by type."""
+    """Returns the conditions that are true, by type."""
     conditions = _of(value, "status").get("conditions") or []
     return {c["type"]: c for c in conditions if c.get("status") == "True"}
 
 
 def _of(value: dict[str, Any], *names: str) -> dict[str, Any]:
-    """A part of an object; {} where it is left out."""
+    """Returns a part of an object, or {} if it is left out."""
     for name in names:
         value = value.get(name) or {}
     return value

@@ -1,4 +1,4 @@
-"""A value as YAML."""
+"""Values as YAML."""
 
 import math
 import re
@@ -8,10 +8,11 @@ _WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
 
 
 def to_yaml(value: Any) -> str:
-    """The text that every reader of YAML reads alike.
+    """Returns YAML that every reader reads alike.
 
-    kubectl takes more words for numbers and booleans than PyYAML quotes (1e3, 0o7, y): so all is
-    quoted but what starts with a letter, holds nothing special, and is no such word.
+    kubectl reads more words as numbers and booleans than PyYAML quotes (1e3, 0o7, y). So every
+    text is quoted, unless it starts with a letter, contains nothing special, and is none of these
+    words.
     """
     import yaml  # not needed to list runs, and slow
 
@@ -26,7 +27,7 @@ def to_yaml(value: Any) -> str:
         plain = re.fullmatch(r"[A-Za-z][A-Za-z0-9_./-]*", data, re.ASCII)
         style = None
         if not plain or data.lower() in _WORDS:
-            style = "'" if '"' in data and data.isprintable() else '"'  # what reads better
+            style = "'" if '"' in data and data.isprintable() else '"'  # whichever reads better
         return dumper.represent_scalar("tag:yaml.org,2002:str", data, style)
 
     def sequence(dumper: yaml.SafeDumper, data: list[Any]) -> yaml.Node:
@@ -41,5 +42,5 @@ def to_yaml(value: Any) -> str:
         sort_keys=False,
         default_flow_style=False,
         allow_unicode=True,
-        width=math.inf,  # a text that goes on in the next line is hard to read
+        width=math.inf,  # folded text is hard to read
     )

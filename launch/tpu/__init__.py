@@ -1,1 +1,1 @@
-"""Cloud TPU: its APIs, the request for a TPU, and what the VM does with it."""
+"""Cloud TPU: Google's APIs, the request for a TPU, and the script that its VM runs."""

@@ -1,4 +1,4 @@
-"""Cloud TPU's REST API v2: queued resources, nodes, operations. As documented on 2025-04-10.
+"""Cloud TPU's REST API v2: queued resources, nodes and operations, as documented on 2025-04-10.
 
 https://cloud.google.com/tpu/docs/reference/rest/v2/projects.locations.queuedResources
 """
@@ -17,10 +17,10 @@ def base_url() -> str:
 
 
 def hosts(accelerator: str) -> int:
-    """How many VMs a type of accelerator has, 0 where it is none that is known.
+    """Returns how many VMs a type of accelerator has; 0 if the type is unknown.
 
-    v2, v3, v4 and v5p are named by their cores, 8 on a VM. v5litepod and v6e are named by their
-    chips: up to 8 are one VM, and larger slices have VMs of 4.
+    v2, v3, v4 and v5p are named by their number of cores, 8 per VM. v5litepod and v6e are named by
+    their number of chips: up to 8 are one VM, larger slices have 4 per VM.
     https://cloud.google.com/tpu/docs/supported-tpu-configurations
     """
     kind, _, number = accelerator.partition("-")
@@ -33,7 +33,7 @@ def hosts(accelerator: str) -> int:
 
 
 class TpuApi:
-    """One zone of one project."""
+    """The TPUs in one zone of one project."""
 
     def __init__(self, project: str, zone: str, signals: Signals, tries: int = TRIES):
         hint = f"give your account roles/tpu.admin in project {project}, and "
@@ -42,12 +42,16 @@ class TpuApi:
         self._parent = parent(project, zone)
 
     def create(self, name: str, body: dict[str, Any], request_id: str) -> dict[str, Any]:
-        """Returns the operation. Raises ApiError with 409 where the name is taken."""
+        """Asks for a queued resource and returns the operation.
+
+        Raises:
+            ApiError: with status 409 if the name is taken.
+        """
         params = {"queuedResourceId": name, "requestId": request_id}
         path = f"{self._parent}/queuedResources"
         created = self._api.json("POST", path, params, body)
         if created is None:
-            raise LaunchError(f"{path}: there is no such project or zone; mend --project or --zone")
+            raise LaunchError(f"{path}: no such project or zone; fix --project or --zone")
         return created
 
     def queued_resource(self, name: str) -> dict[str, Any] | None:
@@ -57,7 +61,7 @@ class TpuApi:
         return self._api.json("GET", f"{self._parent}/nodes/{name}")
 
     def operation(self, name: str) -> dict[str, Any] | None:
-        """Args: name: as the operation has it, projects/…/operations/…"""
+        """Returns an operation by its full name, projects/…/operations/…"""
         return self._api.json("GET", f"/v2/{name}")
 
     def queued_resources(self) -> Iterator[dict[str, Any]]:
@@ -67,10 +71,10 @@ class TpuApi:
         return self._list("nodes")
 
     def delete(self, full_name: str) -> None:
-        """Asks for the end of a queued resource with its nodes, or of a node; 404 is fine.
+        """Asks to delete a queued resource with its nodes, or a node; it need not exist.
 
         Args:
-            full_name: as it has it itself, projects/…
+            full_name: its `name`, projects/…
         """
         params = {"force": "true"} if "/queuedResources/" in full_name else None
         self._api.request("DELETE", f"/v2/{full_name}", params, allowed=(404,))

@@ -1,4 +1,4 @@
-"""The code of a run as one file: the same bytes for the same code, wherever and whenever made."""
+"""The code of a run as one archive: the same bytes for the same code, on any machine, any day."""
 
 import gzip
 import hashlib
@@ -10,16 +10,18 @@ from pathlib import Path
 
 from launch.errors import LaunchError
 
-MOST_BYTES = 64 * 2**20  # packed; code is small, and what is larger is no code
-_LEFT_OUT = {"runs", "__pycache__"}  # and all that starts with "."
+MOST_BYTES = 64 * 2**20  # packed; anything larger is not code
+_LEFT_OUT = {"runs", "__pycache__"}  # and everything that starts with "."
 
 
 def pack(folder: str) -> bytes:
-    """A tar.gz: of a git checkout what git tracks, as it lies there now; of another folder all
-    files but hidden ones, caches and runs/.
+    """Packs a folder into a tar.gz.
+
+    From a git checkout, it takes the files that git tracks, as they are now; from any other folder,
+    all files except hidden ones, caches and runs/.
 
     Raises:
-        LaunchError: where it is too large, or there is nothing to pack.
+        LaunchError: if it is too large, or there is nothing to pack.
     """
     root = Path(folder)
     names = _tracked(root)
@@ -35,13 +37,15 @@ def pack(folder: str) -> bytes:
             path = root / name
             if path.is_symlink():
                 _add(tar, name, b"", link=path.readlink().as_posix())
-            elif path.is_file():  # git also tracks what was deleted since, and other repositories
+            elif path.is_file():  # git also lists deleted files and submodules
                 size += path.stat().st_size
-                if size > 4 * MOST_BYTES:  # not worth packing to find out
+                if size > 4 * MOST_BYTES:  # too large even before packing
                     raise _too_large(folder, size)
                 _add(tar, name, path.read_bytes(), executable=bool(path.stat().st_mode & 0o100))
     if not size:
-        raise LaunchError(f"--folder={folder}: has no code to upload; name the one with trainer/")
+        raise LaunchError(
+            f"--folder={folder}: has no code to upload; name the folder that contains trainer/"
+        )
     if buffer.tell() > MOST_BYTES:
         raise _too_large(folder, buffer.tell())
     return buffer.getvalue()
@@ -53,15 +57,15 @@ def sha256(data: bytes) -> str:
 
 def _too_large(folder: str, size: int) -> LaunchError:
     return LaunchError(
-        f"--folder={folder}: is {size >> 20} MiB, and code of at most {MOST_BYTES >> 20} MiB is "
-        f"uploaded; leave data out of it (git rm --cached), or give --code=git+https://…"
+        f"--folder={folder}: {size >> 20} MiB of code, but at most {MOST_BYTES >> 20} MiB can be "
+        f"uploaded; leave data out (git rm --cached), or use --code=git+https://…"
     )
 
 
 def _add(
     tar: tarfile.TarFile, name: str, data: bytes, link: str = "", executable: bool = False
 ) -> None:
-    """Owner, times and the umask of this machine stay here."""
+    """Adds a file, without this machine's owner, times and umask."""
     entry = tarfile.TarInfo(name)
     entry.mode = 0o755 if executable or link else 0o644
     if link:
@@ -71,7 +75,7 @@ def _add(
 
 
 def _tracked(root: Path) -> list[str] | None:
-    """None where it is no checkout, or there is no git."""
+    """Returns the files that git tracks; None if this is not a checkout, or git is missing."""
     command = ["git", "-C", str(root), "ls-files", "-z", "--cached"]
     try:
         listed = subprocess.run(command, check=False, capture_output=True)
@@ -80,7 +84,7 @@ def _tracked(root: Path) -> list[str] | None:
     if listed.returncode:
         return None
     names = listed.stdout.decode(errors="surrogateescape").split("\0")
-    # Nothing tracked: a folder within some other checkout that leaves it out.
+    # Nothing tracked: a folder inside some other checkout, which ignores it.
     return [name for name in names if name] or None
 
 

@@ -1,8 +1,8 @@
 """Cloud TPU VMs: a queued resource for each start of a run, and a start-up script that trains.
 
-The run's folder is in a bucket; DONE and FAILED there say how it ended, since a queued resource
-only knows whether its VM is up. All that is made for a run has a label with a random number that
-the record keeps: by it the next launcher finds everything, and nobody else's is touched.
+The run's folder is in a bucket. Its files DONE and FAILED tell how the run ended, because a queued
+resource only knows whether its VM is up. Everything created for a run is labelled with the run's
+random number, so that the next launcher finds all of it, and touches nothing else.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from launch.tpu.storage import Bucket, Tail
 
 __all__ = ["Job", "Options", "check", "render"]
 
-_LOOK_TRIES = 3  # of a request in a look: the next look comes anyway
+_LOOK_TRIES = 3  # of a request during a look: there will be another look
 _DELETE_POLL_S = 5.0
 _LONGEST_DELETE_S = 1800.0
 _LOG_POLL_S = 5.0
@@ -35,7 +35,7 @@ _QUEUED_STATES = {
     "ACCEPTED": State.QUEUED,
     "WAITING_FOR_RESOURCES": State.QUEUED,
     "PROVISIONING": State.PROVISIONING,
-    # Taken away, and never allocated again.
+    # Preempted, and never allocated again.
     "SUSPENDING": State.PREEMPTED,
     "SUSPENDED": State.PREEMPTED,
 }
@@ -64,20 +64,22 @@ class Job:
         self._look_api = TpuApi(options.project, options.zone, signals, _LOOK_TRIES)
         self._look_bucket = Bucket(bucket, signals, _LOOK_TRIES)
 
-    # Making.
+    # Creating.
 
     def create(self, attempt: int) -> None:
-        """Nothing is made where DONE lies in the run's folder already: the next look sees it.
+        """Asks for a TPU, unless the run's folder has DONE already: the next look finds that.
 
-        Where nobody answers, it is not known what was made: a look finds out, and so this is no
-        error, but for the first start before anything was asked for.
+        Without an answer it is unknown what was created. The next look finds out, so this is not an
+        error, except at the first start before anything was requested.
         """
         try:
             self._prepare()
             if self._bucket.stat(self._object("DONE")) is not None:
-                self._say(f"already done: {workdir(self._spec)}; another --workdir trains again")
+                self._say(
+                    f"already done: {workdir(self._spec)}; choose another --workdir to train again"
+                )
                 return
-            self._bucket.delete(self._object("FAILED"))  # an earlier start's
+            self._bucket.delete(self._object("FAILED"))  # from an earlier start
         except Unavailable as error:
             if not attempt:
                 raise
@@ -86,10 +88,10 @@ class Job:
         try:
             self._create(attempt)
         except Unavailable as error:
-            self._say(f"it is not known yet whether the TPU was asked for: {error}")
+            self._say(f"it is unknown whether the request for the TPU arrived: {error}")
 
     def _prepare(self) -> None:
-        """The run's code: packed once, so that all starts run the same."""
+        """Uploads the run's code, once, so that all starts run the same."""
         handle, spec = self._record.handle, self._spec
         self._bucket.check()
         if handle.get("code"):
@@ -112,9 +114,9 @@ class Job:
         except ApiError as error:
             if error.status != 409:
                 with contextlib.suppress(LaunchError):
-                    self.delete()  # of an earlier try, whose answer was lost
+                    self.delete()  # created by an earlier try whose answer was lost
                 raise
-            # Ours, where the answer to an earlier try was lost.
+            # It may be ours, from an earlier try whose answer was lost.
             there = self._api.queued_resource(name)
             if there is None or not self._is_ours(there):
                 raise self._taken(name) from None
@@ -133,14 +135,14 @@ class Job:
     # Looking.
 
     def observe(self) -> Observation:
-        """Never raises: who cannot be asked now, can be later."""
+        """Returns the state; never raises, because a server that does not answer now may later."""
         try:
             return self._ended() or self._look()
         except LaunchError as error:
             return Observation(State.UNKNOWN, message=str(error))
 
     def _ended(self) -> Observation | None:
-        """What the run's folder says."""
+        """Returns how the run ended, from the files in its folder; None if it has not."""
         done = self._look_bucket.read(self._object("DONE"))
         if done is not None:
             return Observation(State.SUCCEEDED, exit_code=0, message=_first_line(done))
@@ -152,7 +154,7 @@ class Job:
         this = f"run {self._spec.run} attempt {self._record.restarts.attempt}"
         word, _, code = head.partition(" ")
         if whose != this or word != "FAILED" or not code.strip().isdigit():
-            return None  # an earlier start's, or an earlier run's
+            return None  # of an earlier start, or of an earlier run
         return Observation(State.FAILED, exit_code=int(code), message=_first_line(why.encode()))
 
     def _look(self) -> Observation:
@@ -166,13 +168,13 @@ class Job:
             return self._look_at_node(name)
         if state == "FAILED":
             error = status.get("failedData", {}).get("error", {})
-            return Observation(State.FAILED, message=error.get("message") or "no reason is given")
+            return Observation(State.FAILED, message=error.get("message") or "no reason was given")
         by = f" by {status['stateInitiator']}" if "stateInitiator" in status else ""
-        message = f"the queued resource is {state or 'in no state'}{by}"
+        message = f"the queued resource is {state or 'in an unknown state'}{by}"
         return Observation(_QUEUED_STATES.get(state, State.UNKNOWN), message=message)
 
     def _not_there(self) -> Observation:
-        """Not yet, refused after all, or not any more."""
+        """Distinguishes not yet created, refused after all, and deleted."""
         operation = self._record.handle.get("operation", {})
         if operation.get("attempt") == self._record.restarts.attempt and operation.get("name"):
             found = self._look_api.operation(operation["name"]) or {}
@@ -180,7 +182,7 @@ class Job:
                 return Observation(State.FAILED, message=error.get("message", "refused"))
             if found and not found.get("done"):
                 return Observation(State.QUEUED, message="being created")
-        return Observation(State.UNKNOWN, gone=True, message="there is no such queued resource")
+        return Observation(State.UNKNOWN, gone=True, message="the queued resource does not exist")
 
     def _look_at_node(self, name: str) -> Observation:
         node = self._look_api.node(name)
@@ -196,11 +198,11 @@ class Job:
         try:
             found = self._look_bucket.stat(self._object("checkpoints/checkpoint"))
         except LaunchError:
-            return self._record.restarts.progress  # nobody knows: none
+            return self._record.restarts.progress  # unknown: counts as none
         return str(found.get("generation", "")) if found else ""
 
     def logs(self, follow: bool) -> Iterator[str]:
-        """Those of all starts; the VM uploads them twice a minute."""
+        """Yields the lines of all starts; the VM uploads them twice a minute."""
         tails: list[Tail] = []
         while True:
             record = records.read(self._spec.name)
@@ -219,12 +221,12 @@ class Job:
             if self._signals.received:
                 return
 
-    # Taking away.
+    # Deleting.
 
     def delete(self) -> None:
-        """All that has the run's label, whichever start it is of; the run's folder stays.
+        """Deletes everything with the run's label, of any start; the run's folder stays.
 
-        Where nobody answers it waits: what is left behind costs money.
+        Keeps trying if there is no answer: what is left behind costs money.
         """
         until = self._signals.now() + _LONGEST_DELETE_S
         said = ""
@@ -239,22 +241,23 @@ class Job:
             except Interrupted:
                 raise
             except (Unavailable, ApiError) as error:
-                # Refused for its state (400, 409): it changes; for want of permission: it does not.
+                # Refused because of its state (400, 409), which changes; permissions do not.
                 if isinstance(error, ApiError) and error.status in (401, 403):
                     raise
                 if said != (said := str(error)):
                     self._say(f"not deleted yet: {error}")
             if self._signals.now() > until:
-                options = self._spec.options
+                options, why = self._spec.options, f" ({said})" if said else ""
+                minutes = _LONGEST_DELETE_S / 60
                 raise LaunchError(
-                    f"{self._spec.name}: is not deleted after {_LONGEST_DELETE_S / 60:.0f} minutes "
-                    f"{said}; look at it (gcloud compute tpus queued-resources list --zone="
-                    f"{options.zone} --project={options.project}) and cancel it again"
+                    f"{self._spec.name}: not deleted after {minutes:.0f} minutes{why}; "
+                    f"look at it (gcloud compute tpus queued-resources list --zone={options.zone} "
+                    f"--project={options.project}) and cancel it again"
                 )
             wait(self._signals, _DELETE_POLL_S)
 
     def _ours(self) -> list[dict[str, Any]]:
-        """Queued resources, and nodes that belong to none of them: those go with theirs."""
+        """Returns the run's queued resources, and its nodes that belong to none of these."""
         queued = [one for one in self._api.queued_resources() if self._is_ours(one)]
         names = {one["name"] for one in queued}
         nodes = [
@@ -279,7 +282,7 @@ class Job:
 
 
 def _state(thing: dict[str, Any]) -> str:
-    """Of a queued resource or a node."""
+    """Returns the state of a queued resource or a node."""
     state = thing.get("state", "")
     return state.get("state", "") if isinstance(state, dict) else state
 

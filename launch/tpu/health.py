@@ -1,8 +1,8 @@
-"""What API v1 says of a TPU, as a second reading: `python -m launch status --health`.
+"""A TPU's health by API v1, as a second opinion: `python -m launch status --health`.
 
-By cloud-tpu-client 0.10, which only looks up, and whose API is without support since 2025-04-15:
-state and health that the launcher acts on come from API v2. It is run as a process of its own, with
-a limit: it tries for minutes where nobody answers, and its import defines flags.
+It comes from cloud-tpu-client 0.10, whose API has been unsupported since 2025-04-15. The launcher
+acts on the state and health from API v2 alone. The client runs in a separate process with a time
+limit: it retries for minutes if there is no answer, and importing it defines flags.
 """
 
 import json
@@ -21,7 +21,7 @@ _SOURCE = "API v1"
 
 
 def of(record: Record, limit_s: float = LIMIT_S) -> dict[str, str]:
-    """Its `state` and `health`, or an `error` of one line; {} for runs of other back ends."""
+    """Returns `state` and `health`, or a one-line `error`; {} for runs of other back ends."""
     spec = record.spec
     if spec.backend != "tpu-vm":
         return {}
@@ -59,10 +59,10 @@ def _look_up(name: str, zone: str, project: str) -> dict[str, str]:
 
         more["credentials"] = AnonymousCredentials()
     try:
-        # Never recoverable(): it reads flags of absl that nobody has parsed.
+        # Never recoverable(): it reads absl flags, which are not parsed here.
         client = Client(tpu=name, zone=zone, project=project, **more)
         return {"state": client.state() or "", "health": client.health() or ""}
-    except Exception as error:  # whatever the library raises is an answer here
+    except Exception as error:  # whatever the library raises is reported
         return {"error": redacted(one_line(str(error), 300))}
 
 

@@ -1,4 +1,4 @@
-"""What is asked of Cloud TPU for a run: flags, checks, and the requests, all of them pure."""
+"""The request for a TPU: flags, checks, and what is sent. All functions are pure."""
 
 import dataclasses
 import json
@@ -11,43 +11,50 @@ from launch.interface import Document
 from launch.spec import JobSpec, check_word, option
 from launch.tpu import api, archive, startup, storage
 
-LABEL = "trainer-run"  # of each node, with the run's random number
+LABEL = "trainer-run"  # on each node, with the run's random number
 _TENSORFLOW = "2.20.0"  # as in requirements-tpu.txt
-_MOST_METADATA = 256 * 1024  # bytes, of a start-up script: Compute Engine's limit
+_MOST_METADATA = 256 * 1024  # bytes of a start-up script: Compute Engine's limit
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    project: str = option("", "The Google Cloud project. Needed.")
-    zone: str = option("", "Of the TPU, like us-central2-b. Needed.")
-    accelerator: str = option("", "v5litepod-8, v6e-8, v4-8, v2-8 and so on. Needed.")
+    project: str = option("", "Google Cloud project. Required.")
+    zone: str = option("", "Zone of the TPU, such as us-central2-b. Required.")
+    accelerator: str = option(
+        "", "Type and size, such as v5litepod-8, v6e-8, v4-8 or v2-8. Required."
+    )
     runtime_version: str = option(
         "",
-        "The VM's image; by default v2-alpha-tpuv5-lite, v2-alpha-tpuv6e or tpu-ubuntu2204-base "
-        f"for one host, and tpu-vm-tf-{_TENSORFLOW}-pod-pjrt for slices of several: slices were "
-        "not tried, and need the client's version of TensorFlow.",
+        "Image of the VM. Default: v2-alpha-tpuv5-lite, v2-alpha-tpuv6e or tpu-ubuntu2204-base for "
+        f"one host, tpu-vm-tf-{_TENSORFLOW}-pod-pjrt for several. Slices of several hosts were not "
+        "tried; their image must have the client's version of TensorFlow.",
     )
-    spot: bool = option(False, "Cheaper, and may be taken away; by default on demand.")
-    reserved: bool = option(False, "From any of the project's reservations.")
-    reservation: str = option("", "From the reservation of this name.")
+    spot: bool = option(False, "Use a spot TPU: cheaper, but may be preempted. Default: on demand.")
+    reserved: bool = option(False, "Use any of the project's reservations.")
+    reservation: str = option("", "Use the reservation of this name.")
     code: str = option(
         "",
-        "git+https://HOST/REPO@REF, or gs://BUCKET/CODE.tar.gz; by default --folder is uploaded "
-        "(of a git checkout, what git tracks).",
+        "The code: git+https://HOST/REPO@REF or gs://BUCKET/CODE.tar.gz. Default: --folder is "
+        "uploaded; from a git checkout, the files that git tracks.",
     )
-    bucket: str = option("", "Where the run's folder is, by default; PROJECT-trainer.")
-    network: str = option("", "The VPC network; the project's default.")
-    subnetwork: str = option("", "And its subnetwork.")
+    bucket: str = option(
+        "", "Bucket for the run's folder if there is no --workdir. Default: PROJECT-trainer."
+    )
+    network: str = option("", "VPC network. Default: the project's.")
+    subnetwork: str = option("", "Subnetwork of --network.")
     external_ips: bool = option(
-        False, "Without, packages and git are reached through Cloud NAT only, which must be there."
+        False, "Give the VM an external IP. Without one, it reaches packages and git by Cloud NAT."
     )
     service_account: str = option(
-        "", "Of the VM; a dedicated one that may write to the bucket. Compute Engine's default."
+        "",
+        "Service account of the VM, best a dedicated one that may write to the bucket. "
+        "Default: Compute Engine's.",
     )
-    valid_until_s: int = option(0, "Give up waiting for the TPU after so many seconds; 0: never.")
+    valid_until_s: int = option(0, "Seconds to wait for the TPU before giving up. 0: wait forever.")
 
 
 def check(spec: JobSpec) -> None:
+    """Raises LaunchError for what Cloud TPU VMs cannot run."""
     options = spec.options
     for field in dataclasses.fields(Options):
         value = getattr(options, field.name)
@@ -55,19 +62,19 @@ def check(spec: JobSpec) -> None:
             check_word(_flag(field.name), value)
     for name in ("project", "zone", "accelerator"):
         if not getattr(options, name):
-            raise LaunchError(f"{_flag(name)} is needed by --backend=tpu-vm")
+            raise LaunchError(f"{_flag(name)}: required by --backend=tpu-vm")
     if not api.hosts(options.accelerator):
         raise LaunchError(
-            f"--accelerator={options.accelerator}: unknown; v2-8, v3-8, v4-8, v5p-8, v5litepod-8, "
-            f"v6e-8 or larger ones of these"
+            f"--accelerator={options.accelerator}: unknown; use v2-8, v3-8, v4-8, v5p-8, "
+            f"v5litepod-8, v6e-8, or a larger one of these"
         )
     if spec.nodes != 1:
         raise LaunchError(
-            f"--nodes={spec.nodes}: TensorFlow trains on one TPU slice; name a larger "
+            f"--nodes={spec.nodes}: TensorFlow trains on one TPU slice; use a larger "
             f"--accelerator, and leave --nodes out"
         )
     if spec.strategy not in ("", "auto", "tpu"):
-        raise LaunchError(f"--strategy={spec.strategy}: on a TPU it is tpu; leave it out")
+        raise LaunchError(f"--strategy={spec.strategy}: must be tpu on a TPU; leave it out")
     tiers = [name for name in ("spot", "reserved", "reservation") if getattr(options, name)]
     if len(tiers) > 1:
         raise LaunchError(f"{_flag(tiers[0])} and {_flag(tiers[1])} exclude each other")
@@ -79,7 +86,7 @@ def check(spec: JobSpec) -> None:
     if len(text.encode()) > _MOST_METADATA:
         raise LaunchError(
             f"the trainer's flags: make the start-up script larger than {_MOST_METADATA >> 10} "
-            f"KiB; put them into a file with --config"
+            f"KiB; put the values into a config file, --config"
         )
 
 
@@ -90,17 +97,17 @@ def _flag(name: str) -> str:
 def _check_workdir(address: str, flag: str) -> None:
     if not address.startswith("gs://"):
         raise LaunchError(
-            f"--workdir={address}: the VM's disk goes with the VM; name gs://BUCKET/FOLDER, or "
+            f"--workdir={address}: would be lost with the VM's disk; use gs://BUCKET/FOLDER, or "
             f"leave it out for gs://PROJECT-trainer/runs/NAME"
         )
     bucket, folder = storage.split(address)
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]", bucket):
-        raise LaunchError(f"{flag}={address}: no bucket can have the name {bucket!r}")
+        raise LaunchError(f"{flag}={address}: {bucket!r} is not a valid bucket name")
     parts = folder.split("/")
     if "" in parts or "." in parts or ".." in parts or any(ord(c) < 32 for c in folder):
         raise LaunchError(
-            f"{flag}={address}: must be gs://BUCKET/FOLDER, without empty parts, '.', '..' or "
-            f"ends of lines"
+            f"{flag}={address}: must be gs://BUCKET/FOLDER, without empty parts, '.', '..' or line "
+            f"breaks"
         )
 
 
@@ -115,12 +122,13 @@ def _check_code(code: str) -> None:
 
 
 def workdir(spec: JobSpec) -> str:
-    """gs://BUCKET/FOLDER, without a slash at the end."""
+    """Returns the run's folder as gs://BUCKET/FOLDER, without a trailing slash."""
     bucket = spec.options.bucket or f"{spec.options.project}-trainer"
     return spec.workdir.rstrip("/") or f"gs://{bucket}/runs/{spec.name}"
 
 
 def runtime_version(options: Options) -> str:
+    """Returns the VM's image."""
     if options.runtime_version:
         return options.runtime_version
     if api.hosts(options.accelerator) > 1:
@@ -131,12 +139,15 @@ def runtime_version(options: Options) -> str:
 
 
 def node_name(spec: JobSpec, attempt: int) -> str:
-    """Of a start's queued resource, and of its node."""
+    """Returns the name of the queued resource of one start, and of its node."""
     return f"{spec.name}-r{attempt}" if attempt else spec.name
 
 
 def render(spec: JobSpec) -> list[Document]:
-    """Two requests, of which the second has the script in it. RUN is a random number."""
+    """Returns the upload of the code, the start-up script, and the request that contains it.
+
+    RUN stands for the run's random number.
+    """
     documents = []
     code = spec.options.code
     if not code:
@@ -159,10 +170,12 @@ def render(spec: JobSpec) -> list[Document]:
 
 
 def archive_address(spec: JobSpec, data: bytes) -> str:
+    """Returns where the packed code is uploaded to."""
     return f"{workdir(spec)}/launch/code-{archive.sha256(data)}.tar.gz"
 
 
 def script(spec: JobSpec, attempt: int, code: str) -> str:
+    """Returns the start-up script for one start of a run."""
     ref = sha256 = ""
     if code.startswith("git+"):
         code, _, ref = code.removeprefix("git+").rpartition("@")
@@ -181,7 +194,7 @@ def script(spec: JobSpec, attempt: int, code: str) -> str:
 
 
 def body(spec: JobSpec, attempt: int, start: str) -> dict[str, Any]:
-    """A QueuedResource of the API."""
+    """Returns the QueuedResource to create, as values for JSON."""
     options = spec.options
     address = api.parent(options.project, options.zone).removeprefix("/v2/")
     names = {"network": options.network, "subnetwork": options.subnetwork}

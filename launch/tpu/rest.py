@@ -1,6 +1,7 @@
-"""Requests to Google's APIs: credentials, retries, errors of one line. Imports nothing heavy.
+"""Requests to Google's APIs: credentials, retries, one-line errors.
 
-Where the address is one of loopback, as in tests, nothing is asked for credentials.
+`requests` and google-auth are imported when they are first used. A loopback address, as in tests,
+needs no credentials.
 """
 
 import contextlib
@@ -15,20 +16,20 @@ from urllib.parse import urlsplit
 from launch.errors import LaunchError
 from launch.signals import Signals
 
-TRIES = 6  # half a minute of pauses in all, without what the other side asks for
+TRIES = 6  # about half a minute of pauses in all, unless the server asks for more
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 32.0
 _LONGEST_RETRY_AFTER_S = 300.0
-_TIMEOUT_S = (10.0, 60.0)  # to connect; between two bytes of the answer
+_TIMEOUT_S = (10.0, 60.0)  # to connect; between two bytes of an answer
 _SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 
 
 class ApiError(LaunchError):
-    """The other side refuses, and will again.
+    """The server refuses, and a retry would not help.
 
     Attributes:
-        status: HTTP's.
-        text: what it said, one line.
+        status: the HTTP status.
+        text: the server's explanation, one line.
     """
 
     def __init__(self, message: str, status: int, text: str):
@@ -37,30 +38,30 @@ class ApiError(LaunchError):
 
 
 class Unavailable(LaunchError):
-    """No answer, or none that can be used, for as long as was tried: it may do later."""
+    """No usable answer in all tries; a later one may succeed."""
 
 
 class Interrupted(Unavailable):
-    """A signal came while it waited to try again."""
+    """A signal arrived during the wait before a retry."""
 
 
 def wait(signals: Signals, seconds: float) -> None:
-    """Raises Interrupted where a signal comes meanwhile; earlier ones do not count."""
+    """Waits; raises Interrupted if a signal arrives meanwhile. Earlier signals do not count."""
     before = len(signals.received)
     until = signals.now() + seconds
     while (left := until - signals.now()) > 0:
         signals.wait(left)
         if len(signals.received) > before:
-            raise Interrupted("stopped by a signal; the same command goes on from there")
+            raise Interrupted("stopped by a signal; the same command resumes")
 
 
 class Api:
     """One of Google's services.
 
     Args:
-        base: its address, without a slash at the end.
-        hint: what to do where it refuses for want of permission.
-        tries: for each request, until it counts as unavailable.
+        base: its address, without a trailing slash.
+        hint: advice for an error of missing permission.
+        tries: attempts per request before the service counts as unavailable.
     """
 
     def __init__(self, base: str, signals: Signals, hint: str, tries: int = TRIES):
@@ -77,13 +78,17 @@ class Api:
         headers: Mapping[str, str] | None = None,
         allowed: tuple[int, ...] = (),
     ) -> Any:
-        """The answer, as of the library `requests`; its status is below 300, or one of `allowed`.
+        """Sends a request and returns the `requests.Response`.
 
-        A request may arrive twice, where only the first answer was lost.
+        Its status is below 300, or one of `allowed`.
+
+        The request may arrive twice, if only the first answer is lost.
 
         Raises:
-            ApiError, Unavailable, Interrupted.
-            LaunchError: where there are no credentials.
+            ApiError: if the server refuses.
+            Unavailable: if no try got a usable answer.
+            Interrupted: if a signal arrives.
+            LaunchError: if there are no credentials.
         """
         import requests
 
@@ -103,7 +108,7 @@ class Api:
                     allow_redirects=False,
                 )
             except requests.RequestException as error:
-                last = type(error).__name__  # its text has the whole address in it
+                last = type(error).__name__  # its text contains the whole address
             except Exception as error:
                 last = _of_credentials(error)
             else:
@@ -123,10 +128,10 @@ class Api:
     def json(
         self, method: str, path: str, params: Mapping[str, str] | None = None, body: Any = None
     ) -> dict[str, Any] | None:
-        """What the answer holds; None where there is no such thing.
+        """Sends a request and returns the JSON of the answer; None if the object does not exist.
 
         Raises:
-            Unavailable: also where the answer is none of this API, as a proxy's page.
+            Unavailable: also if the answer is not JSON, for example a proxy's error page.
         """
         answer = self.request(method, path, params, body, allowed=(404,))
         if answer.status_code == 404:
@@ -136,7 +141,9 @@ class Api:
             if isinstance(found, dict):
                 return found
         host = urlsplit(self._base).netloc
-        raise Unavailable(f"{host}: answers {one_line(answer.text, 80)!r}, which is no JSON")
+        raise Unavailable(
+            f"{host}: the answer is not JSON: {one_line(answer.text, 80)!r}; try again later"
+        )
 
     def _open(self) -> Any:
         if self._session is None:
@@ -154,6 +161,7 @@ class Api:
 
 
 def is_loopback(address: str) -> bool:
+    """Returns whether an address is on this machine."""
     return urlsplit(address).hostname in ("127.0.0.1", "::1", "localhost")
 
 
@@ -161,7 +169,7 @@ def _anonymous() -> Any:
     import requests
 
     session = requests.Session()
-    session.trust_env = False  # a proxy knows nothing of this machine's loopback
+    session.trust_env = False  # a proxy cannot reach this machine's loopback
     return session
 
 
@@ -174,14 +182,18 @@ def _authorized() -> Any:
         credentials, _ = google.auth.default(scopes=[_SCOPE])
     except google.auth.exceptions.DefaultCredentialsError:
         raise LaunchError(
-            "there are no credentials for Google Cloud; `gcloud auth application-default login`, "
-            "or set GOOGLE_APPLICATION_CREDENTIALS"
+            "no credentials for Google Cloud; run `gcloud auth application-default login`, or set "
+            "GOOGLE_APPLICATION_CREDENTIALS"
         ) from None
     return AuthorizedSession(credentials)
 
 
 def _of_credentials(error: Exception) -> str:
-    """What google-auth raises while it fetches a token, of which the lost connection may pass."""
+    """Returns the name of a lost connection while google-auth fetches a token.
+
+    Raises:
+        ApiError: if the credentials are not accepted.
+    """
     import google.auth.exceptions
 
     if isinstance(error, google.auth.exceptions.TransportError):
@@ -189,8 +201,8 @@ def _of_credentials(error: Exception) -> str:
     if isinstance(error, google.auth.exceptions.GoogleAuthError):
         said = str(error.args[0] if error.args else type(error).__name__)
         raise ApiError(
-            f"the credentials for Google Cloud are not accepted ({one_line(said)}); `gcloud auth "
-            f"application-default login`",
+            f"the credentials for Google Cloud are not accepted ({one_line(said)}); run "
+            f"`gcloud auth application-default login`",
             401,
             one_line(said),
         ) from None
@@ -198,7 +210,7 @@ def _of_credentials(error: Exception) -> str:
 
 
 def _read_error(answer: Any) -> tuple[str, str]:
-    """What the other side says, and its details as text to search in."""
+    """Returns the server's message, and its details as text to search."""
     with contextlib.suppress(ValueError, AttributeError):
         error = answer.json().get("error", {})
         if isinstance(error, dict) and error.get("message"):
@@ -208,7 +220,7 @@ def _read_error(answer: Any) -> tuple[str, str]:
 
 
 def _is_passing(status: int, said: str, details: str) -> bool:
-    """429 is also the answer where a quota of chips is used up, and that does not pass."""
+    """Returns whether an error may pass. 429 for an exhausted quota of chips does not."""
     if status == 429:
         is_rate = "RATE_LIMIT_EXCEEDED" in details or "RetryInfo" in details
         is_quota = "google.rpc.QuotaFailure" in details or "quota limit" in said.lower()
@@ -217,7 +229,7 @@ def _is_passing(status: int, said: str, details: str) -> bool:
 
 
 def _retry_after(answer: Any) -> float:
-    """Seconds, of a header that has seconds or a date; at most five minutes."""
+    """Returns the seconds of the Retry-After header (seconds or a date); at most five minutes."""
     text = answer.headers.get("Retry-After", "").strip()
     seconds = 0.0
     if text.isdigit():
@@ -229,4 +241,5 @@ def _retry_after(answer: Any) -> float:
 
 
 def one_line(text: str, most: int = 400) -> str:
+    """Returns a text as one line of at most this many characters."""
     return " ".join(text.split())[:most]

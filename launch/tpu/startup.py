@@ -1,4 +1,4 @@
-"""The start-up script of a TPU VM: a run's values, and launch/tpu/startup.sh behind them."""
+"""The start-up script of a TPU VM: a run's values, followed by launch/tpu/startup.sh."""
 
 import shlex
 from collections.abc import Sequence
@@ -21,19 +21,19 @@ def render(
     code_ref: str = "",
     code_sha256: str = "",
 ) -> str:
-    """A script for bash.
+    """Returns a script for bash.
 
     Args:
         node: the TPU's name.
         workdir: gs://BUCKET/FOLDER.
-        code: the address of a git repository where there is a `code_ref`, or gs://BUCKET/NAME of
+        code: the address of a git repository if there is a `code_ref`, else gs://BUCKET/NAME of
             an archive.
     """
     bucket, folder = storage.split(workdir)
     if not code_ref:
         code_bucket, name = storage.split(code)
         code = f"{code_bucket}/o/{storage.encode(name)}?alt=media"
-    # The trainer itself sets what TensorFlow must find before it is imported.
+    # The trainer itself sets the environment that TensorFlow needs.
     strategy = () if spec.strategy else ("--strategy=tpu",)
     tpu = f"--tpu={node if hosts > 1 else 'local'}"
     values = {

@@ -1,12 +1,12 @@
 
 # shellcheck shell=bash disable=SC2153,SC2154  # the values above come from launch/tpu/startup.py
-# What runs on the VM, from here on the same for all runs: launch/tpu/startup.sh. Above are this run's
-# values: RUN ATTEMPT NODE HOSTS BUCKET FOLDER FOLDER_URL CODE CODE_REF CODE_SHA256
-# TRAINER_ENV TRAINER_ARGS; FOLDER_URL is FOLDER with a slash, as it stands in addresses.
+# Runs on the VM. From here on it is launch/tpu/startup.sh, the same for all runs; above are this
+# run's values: RUN ATTEMPT NODE HOSTS BUCKET FOLDER FOLDER_URL CODE CODE_REF CODE_SHA256
+# TRAINER_ENV TRAINER_ARGS. FOLDER_URL is FOLDER with a trailing slash, escaped for addresses.
 #
-# Into FOLDER of the bucket it writes launch/ATTEMPT.log all the time, and FAILED where the trainer
-# ends otherwise than with 0, 42 or 143, or what it needs cannot be set up (201: may pass). DONE is
-# the trainer's. It may be run again at any moment, as it is when the VM reboots.
+# In FOLDER of the bucket it keeps launch/ATTEMPT.log up to date, and writes FAILED if the trainer
+# ends with anything but 0, 42 or 143, or if the setup fails (201: may pass). The trainer itself
+# writes DONE. The script may be run again at any time, as happens when the VM reboots.
 
 set -u
 : "${ROOT:=/var/lib/trainer-launch}"
@@ -16,24 +16,24 @@ set -u
 : "${HOME:=/root}"
 export HOME PATH="$PATH:/snap/bin" DEBIAN_FRONTEND=noninteractive
 
-GCSFUSE=2.7.0         # of 2.9 on, files are in the bucket only once they are closed
+GCSFUSE=2.7.0         # since 2.9, files reach the bucket only once they are closed
 SETUP_FAILED=201      # launch/policy.py: restart, charged
-USERS_MISTAKE=2       # launch/policy.py: restarting would not help
+USERS_MISTAKE=2       # launch/policy.py: a restart would not help
 WITHOUT_PROGRESS=5    # launch/policy.py: MAX_WITHOUT_PROGRESS
 LOG=$ROOT/$ATTEMPT.log
 MOUNT=$ROOT/bucket
 WORK=$MOUNT/$FOLDER
 PYTHON=$ROOT/venv/bin/python
 OBJECT=$STORAGE_URL/storage/v1/b/$BUCKET/o/$FOLDER_URL
-stopping=             # the VM goes down: whatever fails from now on is no failure of the run
-trainer=              # its process, while there is one
+stopping=             # set once the VM shuts down: failures from then on are not the run's
+trainer=              # the trainer's process ID while it runs
 
-# What the metadata server says at this path.
+# Prints what the metadata server has at this path.
 metadata() {
   curl --silent --fail --retry 5 --header 'Metadata-Flavor: Google' "$METADATA_URL/instance/$1"
 }
 
-# curl as the VM's service account. The token is in no command line.
+# Runs curl as the VM's service account. The token never appears on a command line.
 storage() {
   curl --silent --show-error --fail --retry 5 "$@" --header @<(
     metadata service-accounts/default/token |
@@ -41,18 +41,18 @@ storage() {
   )
 }
 
-# A file, to the object of that name in FOLDER: all of it or nothing.
+# Uploads file $1 to the object $2 in FOLDER, whole or not at all.
 put() {
   storage --output /dev/null --request POST --header 'Content-Type: text/plain; charset=utf-8' \
     --upload-file "$1" "$STORAGE_URL/upload/storage/v1/b/$BUCKET/o?uploadType=media&name=$FOLDER_URL$2"
 }
 
-# One after the other: an older one that is still on its way must not come last.
+# One at a time: an older upload that is still in progress must not finish last.
 put_log() { (flock 9 && put "$LOG" "launch%2F$ATTEMPT.log") 9>"$ROOT/log.lock"; }
 
 say() { printf 'launch: %s\n' "$1" >>"$LOG"; }
 
-# Ends the run. FAILED has its exit code, and whose it is: one of an earlier start is none.
+# Ends the run with exit code $1. FAILED also names the run and start: those of others are ignored.
 fail() {
   say "$2"
   put_log
@@ -65,7 +65,7 @@ fail() {
   exit 1
 }
 
-# Tries a command three times: what is far away answers in the end.
+# Tries a command three times: remote failures often pass.
 insist() {
   for _ in 1 2; do
     "$@" >>"$LOG" 2>&1 && return
@@ -93,31 +93,31 @@ install_gcsfuse() {
 mount_bucket() {
   mountpoint -q "$MOUNT" && return
   gcsfuse --version 2>/dev/null | grep -qF "version $GCSFUSE " ||
-    insist install_gcsfuse || fail $SETUP_FAILED "gcsfuse $GCSFUSE cannot be installed"
+    insist install_gcsfuse || fail $SETUP_FAILED "cannot install gcsfuse $GCSFUSE"
   mkdir -p "$MOUNT"
   insist gcsfuse --implicit-dirs "$BUCKET" "$MOUNT" ||
-    fail $SETUP_FAILED "gs://$BUCKET cannot be mounted"
+    fail $SETUP_FAILED "cannot mount gs://$BUCKET"
 }
 
 fetch_code() {
   [[ -e $ROOT/code.complete ]] && return
   rm -rf "$ROOT/code"
   if [[ $CODE_REF ]]; then
-    insist clone || fail $SETUP_FAILED "$CODE cannot be cloned"
+    insist clone || fail $SETUP_FAILED "cannot clone $CODE"
     git -C "$ROOT/code" checkout --quiet --detach "$CODE_REF" -- >>"$LOG" 2>&1 ||
       git -C "$ROOT/code" checkout --quiet --detach "origin/$CODE_REF" -- >>"$LOG" 2>&1 ||
       fail $USERS_MISTAKE "$CODE has no $CODE_REF"
   else
     insist storage --output "$ROOT/code.tar.gz" "$STORAGE_URL/storage/v1/b/$CODE" ||
-      fail $SETUP_FAILED "the code cannot be fetched: $CODE"
+      fail $SETUP_FAILED "cannot fetch the code: $CODE"
     [[ -z $CODE_SHA256 ]] || sha256sum --quiet --check - <<<"$CODE_SHA256  $ROOT/code.tar.gz" ||
-      fail $SETUP_FAILED "the code is not what was uploaded: $CODE"
+      fail $SETUP_FAILED "the code differs from what was uploaded: $CODE"
     mkdir -p "$ROOT/code"
     tar -xzf "$ROOT/code.tar.gz" --no-same-owner -C "$ROOT/code" >>"$LOG" 2>&1 ||
-      fail $USERS_MISTAKE "the code is no tar.gz: $CODE"
+      fail $USERS_MISTAKE "the code is not a tar.gz: $CODE"
   fi
   [[ -e $ROOT/code/requirements-tpu.txt ]] ||
-    fail $USERS_MISTAKE "the code has no requirements-tpu.txt at its top: $CODE"
+    fail $USERS_MISTAKE "the code has no requirements-tpu.txt at its top level: $CODE"
   touch "$ROOT/code.complete"
 }
 
@@ -126,18 +126,18 @@ clone() { rm -rf "$ROOT/code" && git clone --quiet -- "$CODE" "$ROOT/code"; }
 make_environment() {
   [[ -e $ROOT/venv/complete ]] && return
   command -v python3.11 >/dev/null || insist install_python ||
-    fail $SETUP_FAILED "Python 3.11 cannot be installed"
+    fail $SETUP_FAILED "cannot install Python 3.11"
   rm -rf "$ROOT/venv"
-  insist python3.11 -m venv "$ROOT/venv" || fail $SETUP_FAILED "no environment can be made"
+  insist python3.11 -m venv "$ROOT/venv" || fail $SETUP_FAILED "cannot create a Python environment"
   insist "$PYTHON" -m pip install --quiet --no-deps -r "$ROOT/code/requirements-tpu.txt" ||
-    fail $SETUP_FAILED "requirements-tpu.txt cannot be installed"
+    fail $SETUP_FAILED "cannot install requirements-tpu.txt"
   touch "$ROOT/venv/complete"
 }
 
-# What changes with every checkpoint.
+# Prints a text that changes with every checkpoint.
 progress() { cksum 2>/dev/null <"$WORK/checkpoints/checkpoint"; }
 
-# Also what the trainer writes to and holds open: gcsfuse uploads at fsync and close only.
+# Includes files that the trainer holds open: gcsfuse uploads only at fsync and close.
 upload_all_the_time() {
   while sleep "$PAUSE_S"; do
     put_log
@@ -145,14 +145,14 @@ upload_all_the_time() {
   done
 }
 
-# Runs the trainer once and returns its exit code; a SIGTERM meanwhile is passed on.
+# Runs the trainer once and returns its exit code; passes a SIGTERM on to it.
 train() {
   env PYTHONUNBUFFERED=1 "${TRAINER_ENV[@]}" "$PYTHON" "${TRAINER_ARGS[@]}" "--workdir=$WORK" \
     >>"$LOG" 2>&1 &
   trainer=$!
   [[ $stopping ]] && kill -TERM "$trainer"
   local code
-  while true; do # a signal ends `wait` before the trainer has
+  while true; do # a signal interrupts `wait` before the trainer ends
     wait "$trainer"
     code=$?
     kill -0 "$trainer" 2>/dev/null || break
@@ -171,7 +171,7 @@ train_until_it_ends() {
     case $code in
       0)
         put_log
-        [[ -e $WORK/DONE ]] || fail 1 "the trainer ended with 0, and without DONE"
+        [[ -e $WORK/DONE ]] || fail 1 "the trainer ended with 0, but without DONE"
         return
         ;;
       42 | 143)
@@ -191,9 +191,9 @@ main() {
   mkdir -p "$ROOT"
   if ((HOSTS > 1)); then
     worker=$(metadata attributes/agent-worker-number) ||
-      fail $SETUP_FAILED "the VM does not know which worker it is"
+      fail $SETUP_FAILED "the VM does not know its worker number"
   fi
-  # The workers of a slice run TensorFlow's server, which is part of the image.
+  # The other workers of a slice run TensorFlow's server, which is part of the image.
   [[ $worker == 0 ]] || exit 0
   has_ended && exit 0
 
@@ -209,8 +209,8 @@ main() {
   train_until_it_ends
 }
 
-# The service that starts this script passes no SIGTERM on when the VM goes down, and the boot would
-# wait for it: as a service of its own it is told, and 60 s are left to save.
+# The service that starts this script does not pass on the SIGTERM of a shutdown, and the boot would
+# wait for the script to end. As a separate service it gets the signal, and 60 s to save.
 if [[ ! ${IS_SERVICE-} ]] && command -v systemd-run >/dev/null; then
   mkdir -p "$ROOT"
   cp "${BASH_SOURCE[0]}" "$ROOT/run.sh"

@@ -1,4 +1,4 @@
-"""Objects of a Cloud Storage bucket, by its JSON API.
+"""Objects of a Cloud Storage bucket, through its JSON API.
 
 https://cloud.google.com/storage/docs/json_api/v1/objects
 """
@@ -18,25 +18,25 @@ def base_url() -> str:
 
 
 def split(address: str) -> tuple[str, str]:
-    """The bucket and the name of `gs://BUCKET/NAME`."""
+    """Returns the bucket and the name of `gs://BUCKET/NAME`."""
     bucket, _, name = address.removeprefix("gs://").partition("/")
     return bucket, name
 
 
 def encode(name: str) -> str:
-    """An object's name in a path or a query: also its slashes."""
+    """Returns an object's name for a path or a query; slashes are escaped, too."""
     return quote(name, safe="")
 
 
 def upload_path(bucket: str, name: str) -> str:
-    """Fails with 412 where the object is there already."""
+    """Returns the path of an upload that fails with 412 if the object exists."""
     return (
         f"/upload/storage/v1/b/{bucket}/o?uploadType=media&ifGenerationMatch=0&name={encode(name)}"
     )
 
 
 class Bucket:
-    """Names are those of objects, without a slash in front."""
+    """One bucket. Names are those of objects, without a leading slash."""
 
     def __init__(self, bucket: str, signals: Signals, tries: int = TRIES):
         hint = f"give this account roles/storage.objectUser on gs://{bucket}"
@@ -45,26 +45,26 @@ class Bucket:
         self._objects = f"/storage/v1/b/{bucket}/o"
 
     def check(self) -> None:
-        """Raises LaunchError where there is no such bucket."""
+        """Raises LaunchError if the bucket does not exist."""
         if self._api.json("GET", self._objects, {"maxResults": "1"}) is None:
             raise LaunchError(
-                f"gs://{self._bucket}: there is no such bucket; make it (gcloud storage buckets "
-                f"create), or name another with --bucket"
+                f"gs://{self._bucket}: no such bucket; create it (gcloud storage buckets create), "
+                f"or choose another with --bucket"
             )
 
     def read(self, name: str, start: int = 0) -> bytes | None:
-        """What the object holds from this byte on; None where there is none."""
+        """Returns the object's content from this byte on; None if it does not exist."""
         answer = self._api.request(
             "GET",
             f"{self._objects}/{encode(name)}",
             {"alt": "media"},
-            # Nothing on its way may pack it: the range is of the bytes as they are.
+            # Without compression: the range counts the bytes of the object itself.
             headers={"Range": f"bytes={start}-", "Accept-Encoding": "identity"},
             allowed=(404, 416),
         )
         if answer.status_code == 404:
             return None
-        if answer.status_code == 416:  # nothing behind it
+        if answer.status_code == 416:  # nothing after this byte
             return b""
         return answer.content if answer.status_code == 206 else answer.content[start:]
 
@@ -72,7 +72,7 @@ class Bucket:
         return self._api.json("GET", f"{self._objects}/{encode(name)}")
 
     def write_new(self, name: str, data: bytes) -> None:
-        """Leaves an object that is there already as it is."""
+        """Writes an object, unless it exists."""
         headers = {"Content-Type": "application/octet-stream"}
         path = upload_path(self._bucket, name)
         self._api.request("POST", path, data=data, headers=headers, allowed=(412,))
@@ -82,7 +82,7 @@ class Bucket:
 
 
 class Tail:
-    """The lines of an object that grows."""
+    """The lines of a growing object."""
 
     def __init__(self, bucket: Bucket, name: str):
         self._bucket, self._name = bucket, name
@@ -90,10 +90,10 @@ class Tail:
         self._rest = b""
 
     def lines(self, last: bool = False) -> Iterator[str]:
-        """The whole lines since the last call, bytes that are no text as escapes.
+        """Yields the complete lines since the last call; bytes that are not text become escapes.
 
         Args:
-            last: also what has no end of line yet: nothing more will come.
+            last: also yield an incomplete last line: nothing more will arrive.
         """
         data = self._bucket.read(self._name, self._position) or b""
         self._position += len(data)

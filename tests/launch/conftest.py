@@ -1,4 +1,4 @@
-"""Every test of the launcher has its own home."""
+"""A separate home of the launcher for every test."""
 
 import pytest
 

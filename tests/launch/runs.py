@@ -1,4 +1,4 @@
-"""Launching groups in tests: what is submitted, and a launcher in a process of its own."""
+"""Launching groups in tests: submitting, and a launcher in a separate process."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Group:
-    """What a test submits: workers that play a plan (tests/worker.py)."""
+    """Workers that follow a plan (worker.py), and how a test submits them."""
 
     def __init__(self, folder: Path, backend: str):
         self.backend = backend
@@ -41,7 +41,7 @@ class Group:
 
     @contextlib.contextmanager
     def submitted(self, plan: dict[str, list[str]], *flags: str, until: int) -> Iterator:
-        """A launcher of its own, once `until` workers wait."""
+        """Yields a launcher in a separate process, once `until` workers wait."""
         with launcher(self.arguments(plan, *flags)) as process:
             lines: list[str] = []
             while (
@@ -81,7 +81,7 @@ SMALL = (
 
 
 def as_undisturbed(workdir: Path, undisturbed: Path) -> None:
-    """Every step once, with the batches and the weights of a run that nothing interrupted.
+    """Asserts that every step ran once, with the batches and weights of an uninterrupted run.
 
     Training magnifies rounding (tests/test_steps.py), which differs between one process and
     several; a batch or a slot of another step would differ by far more.
@@ -98,7 +98,7 @@ def as_undisturbed(workdir: Path, undisturbed: Path) -> None:
 
 
 def undisturbed_run(workdir: Path) -> None:
-    """What one process computes."""
+    """Trains in one process."""
     command = [sys.executable, "-m", "trainer.main", "--strategy=one_device", *SMALL]
     subprocess.run([*command, f"--workdir={workdir}"], cwd=ROOT, check=True, capture_output=True)
 

@@ -1,6 +1,6 @@
 """A real Slurm on this machine: one controller, two nodes of one core that are both this machine.
 
-Needs Debian's slurm-wlm, and root: without munge, Slurm lets nobody else in.
+Needs Debian's slurm-wlm, and root: without munge, Slurm accepts nobody else.
 """
 
 import contextlib
@@ -46,13 +46,13 @@ PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF
 
 
 def missing() -> list[str]:
-    """The programs that this machine lacks."""
+    """Returns the programs that this machine lacks."""
     return [program for program in PROGRAMS if shutil.which(program) is None]
 
 
 @contextlib.contextmanager
 def cluster(folder: Path) -> Iterator[None]:
-    """Runs until the end of the block; its clients find it by SLURM_CONF."""
+    """Runs until the block ends; its clients find it through SLURM_CONF."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.create_server(("", 0))) for _ in range(3)]
         ports = [a_socket.getsockname()[1] for a_socket in sockets]
@@ -86,7 +86,7 @@ def cluster(folder: Path) -> Iterator[None]:
 
 
 def _wait_until_idle() -> None:
-    """A job that needs both nodes, and waits for its turn, ends when they are there."""
+    """A queued job that needs both nodes ends once they are up."""
     subprocess.run(
         ["srun", "--nodes=2", "--immediate=60", "true"], check=True, capture_output=True, timeout=90
     )

@@ -20,6 +20,6 @@ def spec(**values) -> JobSpec:
 
 
 def made() -> Record:
-    """A run's first record, which nobody holds."""
+    """Returns a run's first record, which nobody has locked."""
     with records.create(spec()) as record:
         return record

@@ -30,17 +30,17 @@ from tests.launch.specs import made
         (["submit", "--backend=local", "--name=a", "--partition=x"], "--partition: unknown ("),
         (["submit", "--backend=local", "--name=a", "--strategy=tpu"], "--strategy: unknown ("),
         (["submit", "--backend=local", "--name=a", "--env=A"], "--env=A: must be NAME=VALUE"),
-        (["submit", "--backend=local", "--name=a", "--folder=/no"], "--folder=/no: is no folder"),
+        (["submit", "--backend=local", "--name=a", "--folder=/no"], "--folder=/no: not a folder"),
         (["submit", "--backend=local", "--name=a", "--", "--workdir="], "--workdir=: must name"),
-        (["watch", "../x"], "'../x': is no name of a run"),
-        (["watch", ""], "'': is no name of a run"),
+        (["watch", "../x"], "'../x': not a run's name"),
+        (["watch", ""], "'': not a run's name"),
         (
             ["submit", "--backend=slurm", "--name=a", "--sbatch", "--x"],
             "argument --sbatch: expected",
         ),
-        (["watch", "nobody"], "nobody: there is no such run in "),
+        (["watch", "nobody"], "nobody: no such run in "),
         (["watch"], "the following arguments are required: NAME"),
-        (["list", "--", "--strategy=tpu"], "--strategy=tpu: only `submit` takes the trainer's"),
+        (["list", "--", "--strategy=tpu"], "--strategy=tpu: only `submit` takes trainer flags"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(home, arguments, expected, capsys):
@@ -82,7 +82,7 @@ def test_what_was_sent_is_shown_later(home, capsys):
 
 
 def test_a_name_is_data_for_every_back_end():
-    """All of them are one file and one line; none is missing what the interface names."""
+    """Each has what the interface names."""
     for name in backends.BACKENDS:
         module = backends.load(name)
         assert dataclasses.is_dataclass(module.Options)

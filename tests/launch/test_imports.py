@@ -18,12 +18,12 @@ HEAVY = {"tensorflow", "tf_keras", "keras", "numpy", "absl"}
 
 
 def within(name: str, module: str) -> bool:
-    """Whether a dotted name is a module, or something in it."""
+    """Returns whether a dotted name is a module, or something in it."""
     return f"{name}.".startswith(f"{module}.")
 
 
 def of_the_trainer(source: str) -> set[str]:
-    """The imports that launch must not have: of trainer, all but trainer.files."""
+    """Returns the imports that launch must not have: trainer, except trainer.files."""
     found = {name for name in imports(source) if within(name, "trainer")}
     return {name for name in found if not within(name, "trainer.files")}
 
@@ -54,14 +54,14 @@ def test_what_it_imports_needs_only_the_standard_library(name):
 
 
 def of_back_ends(source: str, own: str) -> set[str]:
-    """The imports from back ends but one's own."""
+    """Returns the imports from other back ends."""
     others = [f"launch.{backend}" for backend in BACKENDS if backend != own]
     return {name for name in imports(source) if any(within(name, other) for other in others)}
 
 
 @pytest.mark.parametrize(("path", "source"), SOURCES.items(), ids=SOURCES)
 def test_back_ends_are_independent(path, source):
-    """Of each other; and what all of them share imports none, but for `status --health`."""
+    """They don't import each other; shared files import none, except for `status --health`."""
     allowed = {"launch.tpu.health"} if path == "cli" else set()
     assert of_back_ends(source, own=path.partition("/")[0]) == allowed
 

@@ -1,6 +1,6 @@
-"""Processes of this machine, real ones: what each is told, who failed first, what comes after.
+"""Real processes on this machine: their input, who failed first, and what follows.
 
-Most play a plan in place of the trainer (tests/worker.py); the slow tests train.
+Most follow a plan instead of training (worker.py); the slow tests train.
 """
 
 import contextlib
@@ -79,7 +79,7 @@ def test_more_workers_than_cores_share_them(group):
         ("0,1,2,3", (), ["0,1", "2,3"]),
         ("GPU-a,GPU-b", (), ["GPU-a", "GPU-b"]),
         ("0,1,2,3", ("--gpus=2",), ["0", "1"]),
-        (None, (), ["0,1", "2,3"]),  # of nvidia-smi, a stand-in
+        (None, (), ["0,1", "2,3"]),  # from a stand-in for nvidia-smi
         ("", (), ["", ""]),
     ],
 )
@@ -100,7 +100,7 @@ def test_gpus_are_shared_out(group, tmp_path, monkeypatch, shown, flags, expecte
     ("flags", "expected"),
     [
         (("--gpus=9",), "--gpus=9: this machine shows 3; ask for fewer"),
-        ((), "--nodes=2: 3 GPUs cannot be shared out evenly; give --gpus=2"),
+        ((), "--nodes=2: cannot share 3 GPUs evenly; use --gpus=2"),
         (("--python=/no/python",), "/no/python: cannot be started in "),
         (("--grace-s=-1",), "--grace-s=-1: must be at least 0"),
     ],
@@ -141,7 +141,7 @@ def test_a_killed_worker_takes_the_group_down_and_it_starts_again_at_other_ports
     text = (
         "launch a: preempted (start 2): worker 1 of 2 ended first, with 137, by SIGKILL; restart 1"
     )
-    assert f"{text}, 1 of 10 that count" in capfd.readouterr().out
+    assert f"{text}, 1 of 10 charged" in capfd.readouterr().out
     files = {path.name for path in records.read("a").logs.iterdir()}
     assert files == {"0-0.log", "0-1.log", "1-0.log", "1-1.log"}
 
@@ -150,7 +150,7 @@ def test_restarts_that_count_come_to_an_end(group, capfd):
     plan = {"0": ["tell it", "wait"], "1": ["hear it", "exit 200"]}
     assert group.submit(plan, "--max-restarts=2") == 200
     assert len(group.seen) == 6
-    assert "not again: it was restarted 2 times already (--max-restarts)" in capfd.readouterr().out
+    assert "not restarted: already restarted 2 times (--max-restarts)" in capfd.readouterr().out
 
 
 def test_preemptions_are_free_while_there_is_progress(group):
@@ -178,7 +178,9 @@ def test_sigterm_saves_and_watch_goes_on(group):
         output = process.stdout.read()
         assert process.wait() == 42
     assert output.count("] saved") == 2
-    assert "launch a: preempted: stopped by a signal; `python -m launch watch a` goes on" in output
+    assert (
+        "launch a: preempted: stopped by a signal; `python -m launch watch a` resumes it" in output
+    )
     assert records.read("a").state is State.PREEMPTED
     assert cli.main(["watch", "a"]) == 0
     assert len(group.seen) == 4
@@ -201,7 +203,7 @@ def test_ctrl_c_saves_and_ends_the_run_and_its_name_is_free(group):
 def test_a_second_ctrl_c_does_not_wait(group):
     with group.submitted({"0": ["stay"], "1": ["stay"]}, "--grace-s=60", until=2) as process:
         process.send_signal(signal.SIGINT)
-        read_until(process, "a second signal does not wait")
+        read_until(process, "a second signal stops it at once")
         process.send_signal(signal.SIGINT)
         assert process.wait() == 130
     assert not local._marked(records.read("a"))
@@ -212,12 +214,12 @@ def test_after_the_launcher_is_killed_another_finds_the_run(group, capsys):
     with group.submitted(plan, until=2) as process:
         process.kill()
         process.wait()
-    assert len(local._marked(records.read("a"))) == 2  # they train on
+    assert len(local._marked(records.read("a"))) == 2  # they keep training
     assert cli.main(["list", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert (row["name"], row["state"], row["watched"]) == ("a", "running", False)
     assert group.submit({}) == 2  # the name is taken
-    assert "--name=a: belongs to a run that is running" in capsys.readouterr().err
+    assert "--name=a: taken by a run that is running" in capsys.readouterr().err
     assert cli.main(["watch", "a"]) == 0
     assert len(group.seen) == 4
     assert not local._marked(records.read("a"))
@@ -230,7 +232,7 @@ def test_cancel_from_elsewhere(group, capsys, launcher_lives):
             process.kill()
             process.wait()
         assert cli.main(["cancel", "a"]) == 0
-        assert "a: is cancelled" in capsys.readouterr().out
+        assert "a: cancelled" in capsys.readouterr().out
         if launcher_lives:
             assert process.wait() == 130
     assert not local._marked(records.read("a"))
@@ -250,7 +252,7 @@ def test_a_second_watch_only_looks(group):
 
 
 def test_who_reads_no_more_does_not_end_the_run(group):
-    """As in `submit … | head -1`: the launcher goes on, and its logs are in its record."""
+    """As in `submit … | head -1`: the launcher continues, and the logs are in its record."""
     plan = {"0": ["say one", "hear it", "say two", "exit 0"], "1": ["tell it"]}
     with launcher(group.arguments(plan)) as process:
         assert process.stdout is not None
@@ -262,14 +264,14 @@ def test_who_reads_no_more_does_not_end_the_run(group):
 
 @pytest.fixture
 def terminal_closes():
-    """SIGHUP as it is by itself: what was started with nohup hands on that it is ignored."""
+    """Resets SIGHUP to its default: under nohup it is ignored, and children inherit that."""
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)
 
 
 def test_nohup_is_respected(group, terminal_closes):
-    """A terminal that closes does not end what was started with nohup, and saves what was not."""
+    """Closing the terminal does not end a run under nohup; without nohup, the run saves."""
     arguments = group.arguments({"0": ["wait"], "1": ["wait"]})
     for prefix, code in ((["nohup"], None), ([], 42)):
         pipe = subprocess.PIPE
@@ -280,7 +282,7 @@ def test_nohup_is_respected(group, terminal_closes):
             if code is None:
                 assert cli.main(["cancel", "a"]) == 0
             else:
-                process.send_signal(signal.SIGHUP)  # as a shell and the kernel both may
+                process.send_signal(signal.SIGHUP)  # a shell and the kernel may both send it
             assert process.wait() == (130 if code is None else code)
     assert not local._marked(records.read("a"))
 
@@ -341,7 +343,7 @@ _texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"
 @given(args=st.lists(_texts, max_size=4), value=_texts, workdir=_texts)
 @settings(max_examples=30, deadline=None)
 def test_what_is_shown_does_the_same_in_bash(tmp_path_factory, args, value, workdir):
-    """Of hostile arguments; what is not text or looks like a secret is refused before."""
+    """With hostile arguments; secrets and what is not text are refused earlier."""
     folder = tmp_path_factory.mktemp("shown")
     plan, out = folder / "plan", folder / "run ' $(x)"
     plan.write_text("{}")
@@ -364,7 +366,7 @@ def test_what_is_shown_does_the_same_in_bash(tmp_path_factory, args, value, work
 
 
 def _worker(workdir: Path, rank: int) -> int:
-    """The process of a worker that trains."""
+    """Returns the process ID of a worker that trains."""
     (record,) = [records.read(name) for name in records.names()]
     pids = [pid for pid in local._marked(record) if os.getsid(pid) == pid]
     for pid in pids:
@@ -382,7 +384,7 @@ def _trainer(name: str, nodes: int, workdir: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """What one process computes."""
+    """The folder of an uninterrupted run in one process."""
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"
     undisturbed_run(workdir)
     return workdir
@@ -400,7 +402,7 @@ def test_two_workers_train_through_a_kill_and_a_preemption(undisturbed, tmp_path
         assert "error: another worker ended, or cannot be reached any more" in text
         assert "Traceback" not in text
         assert "[0] from step " in text
-        os.kill(_worker(workdir, 1), signal.SIGTERM)  # one only: all save
+        os.kill(_worker(workdir, 1), signal.SIGTERM)  # one worker only, but all save
         text = process.stdout.read()
         assert process.wait() == 0
     assert "with 42; restart 2\n" in text
@@ -425,11 +427,11 @@ def test_three_workers_train_after_a_port_was_taken_and_after_ctrl_c(
         assert cli.main([*_trainer("three", 3, workdir), "--set=num_epochs=2"]) == 0
     output = capfd.readouterr().out
     assert "error: TF_CONFIG: worker 2 cannot listen at localhost:" in output
-    assert "worker 2 of 3 ended first, with 200; restart 1, 1 of 10 that count" in output
+    assert "worker 2 of 3 ended first, with 200; restart 1, 1 of 10 charged" in output
 
     again = tmp_path / "again"
     with launcher(_trainer("three", 3, again)) as process:
-        # After the first loop: far from the end, also where the machine is busy.
+        # After the first loop: far from the end, even on a busy machine.
         read_until(process, "from the command to here")
         process.send_signal(signal.SIGINT)
         text = process.stdout.read()

@@ -34,7 +34,7 @@ def test_what_exit_codes_ask_for(codes, expected):
     [
         ([None, 0, 0], None),
         ([None, 2, 42], 1),
-        ([200, 1], 1),  # an error of its own, not that of another's end
+        ([200, 1], 1),  # its own error, not a consequence of another's end
         ([1, 137], 1),
         ([200, 137, 1], 1),
         ([42, 200], 0),
@@ -53,7 +53,7 @@ def test_signals_are_codes_as_a_shell_has_them():
 
 @given(st.lists(st.tuples(st.booleans(), st.sampled_from("ab")), max_size=30), st.integers(0, 5))
 def test_restarts_are_counted(ends, most):
-    """Against a plain count over all that was, at each end."""
+    """Compares with a plain count over all earlier ends."""
     restarts, past = Restarts(), []
     for charged, progress in ends:
         refusal = restarts.refusal(charged, most, progress)

@@ -1,4 +1,4 @@
-"""The records: private, whole, and one run's at a time."""
+"""Records: private, whole, and one run per name."""
 
 import json
 import os
@@ -31,18 +31,20 @@ def test_a_record_is_private_and_comes_back(home):
 
 def test_a_name_is_taken_until_its_run_has_ended(home):
     first = made()
-    with pytest.raises(LaunchError, match="--name=digits: belongs to a run that is queued"):
+    with pytest.raises(LaunchError, match="--name=digits: taken by a run that is queued"):
         made()
     first.set_state(State.FAILED)
     with (
         first.locked() as mine,
-        pytest.raises(LaunchError, match="belongs to a run that is failed"),
+        pytest.raises(LaunchError, match="taken by a run that is failed"),
     ):
         assert mine
-        made()  # somebody is about to write to it
+        made()  # another process is about to write it
     made()
     assert records.read("digits").state is State.QUEUED
-    assert sorted(path.name for path in home.iterdir()) == ["digits"]  # nothing ran: nothing kept
+    assert sorted(path.name for path in home.iterdir()) == [
+        "digits"
+    ]  # it never ran: nothing is kept
     again = records.read("digits")
     again.was_running = True
     again.set_state(State.FAILED)
@@ -107,7 +109,7 @@ def test_a_full_disk_is_one_line(home, capsys):
         assert cli.main(["list"]) == 0
         assert cli.main(["submit", "--backend=local", "--name=a"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: {home}/file/a: the run's record cannot be written (")
+    assert line.startswith(f"error: {home}/file/a: cannot write the run's record (")
 
 
 def test_a_crash_while_writing_leaves_the_old_record(home, monkeypatch):

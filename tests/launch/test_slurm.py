@@ -1,5 +1,6 @@
-"""On a real Slurm of two nodes, both this machine (slurm_cluster.py); without slurm-wlm or root
-these tests are skipped, but not where CI=true."""
+"""Runs on a real Slurm with two nodes, both this machine (slurm_cluster.py).
+
+Skipped without slurm-wlm or root, unless CI=true."""
 
 import json
 import os
@@ -59,7 +60,7 @@ def job_of(name: str = "a") -> str:
 
 
 def shown(job: str) -> dict[str, str]:
-    """What Slurm itself says of a job that ends."""
+    """Returns what Slurm itself reports about a job, once it has ended."""
     after = ["srun", f"--dependency=afterany:{job}", "true"]
     subprocess.run(after, check=True, capture_output=True)
     command = ["scontrol", "--oneliner", "show", "job", job]
@@ -80,7 +81,7 @@ def test_a_group_runs_to_its_end(group, capfd):
         ports = {int(address.removeprefix("127.0.0.1:")) for address in config["cluster"]["worker"]}
         assert len(ports) == 2
         assert all(15000 <= port < 32768 for port in ports)
-    # Rank 0 is where the addresses say: on the first node of the list.
+    # Rank 0 runs where its address says: on the first node of the list.
     assert [told["environment"]["SLURMD_NODENAME"] for told in (first, second)] == ["n0", "n1"]
     assert shown(job_of())["JobState"] == "COMPLETED"
     capfd.readouterr()
@@ -93,7 +94,7 @@ def test_a_group_runs_to_its_end(group, capfd):
 
 @needs_slurm
 def test_the_code_of_who_failed_first_is_the_jobs(group, capfd):
-    """srun alone would say 42, of the worker that saved because of it."""
+    """srun alone would report 42, from the worker that saved because of it."""
     plan = {"0": ["tell it", "wait"], "1": ["hear it", "say why", "exit 2"]}
     assert group.submit(plan) == 0
     assert cli.main(["watch", "a"]) == 2
@@ -122,7 +123,7 @@ def test_restarts_come_to_an_end(group, capfd):
     assert group.submit({"0": ["exit 200"]}, "--max-restarts=1", nodes=1) == 0
     assert cli.main(["watch", "a"]) == 200
     assert len(group.seen) == 2
-    assert "not again: it was restarted 1 times already" in capfd.readouterr().out
+    assert "not restarted: already restarted 1 times" in capfd.readouterr().out
 
 
 @needs_slurm
@@ -177,12 +178,12 @@ def test_a_launcher_that_died_after_sbatch_finds_its_job(group):
     assert job_of() == job
     record.handle = {}
     record.save()
-    assert cli.main(["cancel", "a"]) == 0  # who only ends it finds it as well
+    assert cli.main(["cancel", "a"]) == 0  # `cancel` finds it as well
     assert shown(job)["JobState"] == "CANCELLED"
 
 
 def stand_in(folder: Path, monkeypatch, name: str, text: str) -> None:
-    """A program of Slurm's that does what the real one does, and something else."""
+    """Wraps a program of Slurm."""
     real = shutil.which(name)
     (folder / name).write_text(f"#!/bin/bash\n{text.replace('REAL', str(real))}\n")
     (folder / name).chmod(0o700)
@@ -267,19 +268,22 @@ def test_a_controller_that_does_not_answer_says_nothing_of_the_run(group, monkey
 def test_without_slurm_one_line_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert cli.main(["submit", "--backend=slurm", "--name=a", "--python=/usr/bin/python3"]) == 2
-    expected = "error: squeue: is not on this machine; use one with Slurm\n"
+    expected = "error: squeue: not found; submit on a machine with Slurm\n"
     assert capsys.readouterr().err == expected
 
 
 @pytest.mark.parametrize(
     ("flag", "expected"),
     [
-        ("--partition=a b", "--partition=a b: must be letters, digits and _.:,=/+@%- only"),
-        ("--time=1\n#SBATCH --wrap=x", "--time=1 #SBATCH --wrap=x: must be letters, digits"),
+        ("--partition=a b", "--partition=a b: may contain only letters, digits and _.:,=/+@%-"),
+        (
+            "--time=1\n#SBATCH --wrap=x",
+            "--time=1 #SBATCH --wrap=x: may contain only letters, digits",
+        ),
         ("--gpus-per-node=-1", "--gpus-per-node=-1: must be at least 0"),
-        ("--sbatch=x", "--sbatch=x: must be a flag of sbatch, as --exclude=node7"),
-        ("--sbatch=--array=1-2", "--sbatch=--array=1-2: is the launcher's own business"),
-        ("--sbatch=--comment=x", "--sbatch=--comment=x: is the launcher's own business"),
+        ("--sbatch=x", "--sbatch=x: must be a flag of sbatch, such as --exclude=node7"),
+        ("--sbatch=--array=1-2", "--sbatch=--array=1-2: set by the launcher"),
+        ("--sbatch=--comment=x", "--sbatch=--comment=x: set by the launcher"),
         ("--sbatch=--export=API_KEY=hunter2", "--sbatch=…: looks like a secret"),
     ],
 )
@@ -314,7 +318,7 @@ _texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"
 
 @pytest.fixture(scope="module")
 def stand_ins(tmp_path_factory):
-    """srun and scontrol for what is about bash alone: a real Slurm takes a second a job."""
+    """srun and scontrol for tests of bash alone: a real Slurm takes a second per job."""
     folder = tmp_path_factory.mktemp("stand-ins")
     texts = {"srun": 'shift 3\nSLURM_PROCID=1 exec "$@"', "scontrol": "echo n7"}
     for name, text in texts.items():
@@ -342,7 +346,7 @@ def test_the_script_passes_hostile_text_on(stand_ins, tmp_path_factory, args, va
         "SLURM_JOB_ID": "7",
         "SLURM_JOB_NODELIST": "n7",
     }
-    # Its last line is the policy's, which is tested above.
+    # Its last line applies the policy, which is tested above.
     script = script.rpartition("exec ")[0] + 'exit "$code"\n'
     subprocess.run(["bash", "-c", script], check=True, env=os.environ | own)
     (told,) = worker.seen(plan)

@@ -15,27 +15,27 @@ from tests.launch.specs import spec
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({"name": "Digits"}, "--name=Digits: must be lower-case letters"),
-        ({"name": "a" * 41}, f"--name={'a' * 41}: must be lower-case letters"),
+        ({"name": "Digits"}, "--name=Digits: must be at most 40 lower-case letters"),
+        ({"name": "a" * 41}, f"--name={'a' * 41}: must be at most 40 lower-case letters"),
         ({"name": "a-"}, "--name=a-: must be"),
         ({"name": ""}, "--name=: must be"),
         ({"name": "../x"}, "--name=../x: must be"),
         ({"nodes": 0}, "--nodes=0: must be at least 1"),
         ({"max_restarts": -1}, "--max-restarts=-1: must be at least 0"),
         ({"env": (("a b", "c"),)}, "--env=a b=…: must be NAME=VALUE"),
-        ({"env": (("TF_CONFIG", "{}"),)}, "--env=TF_CONFIG=…: is set by the launcher"),
-        ({"args": ("a\0b",)}, r"'a\x00b': holds a zero byte"),
-        ({"args": ("a\udc80",)}, r"'a\udc80': is no text in UTF-8"),
-        ({"args": ("--strategy=mirrored",)}, "--nodes=2: --strategy=mirrored is of one process"),
-        ({"args": ("--strategy", "tpu")}, "--nodes=2: --strategy=tpu is of one process"),
+        ({"env": (("TF_CONFIG", "{}"),)}, "--env=TF_CONFIG=…: set by the launcher"),
+        ({"args": ("a\0b",)}, r"'a\x00b': contains a zero byte"),
+        ({"args": ("a\udc80",)}, r"'a\udc80': not valid UTF-8"),
+        ({"args": ("--strategy=mirrored",)}, "--nodes=2: --strategy=mirrored runs in one process"),
+        ({"args": ("--strategy", "tpu")}, "--nodes=2: --strategy=tpu runs in one process"),
         ({"args": ("--api_key=abc",)}, "--api_key=…: looks like a secret"),
         ({"args": ("--token", "abc")}, "--token=…: looks like a secret"),
         ({"args": ("--set", "x.token=hunter2")}, "x.token=…: looks like a secret"),
         ({"args": ("--set=x.password=hunter2",)}, "--set=x.password=…: looks like a secret"),
         ({"env": (("PGPASSWORD", "x"),)}, "--env=PGPASSWORD=…: looks like a secret"),
         ({"options": local.Options("https://u:p@ss@h")}, "--python=…: looks like a secret"),
-        ({"env": (("LAUNCH_HOME", "x"),)}, "--env=LAUNCH_HOME=…: is set by the launcher"),
-        ({"args": ("--a", "--", "--b")}, "--: stands among the trainer's flags"),
+        ({"env": (("LAUNCH_HOME", "x"),)}, "--env=LAUNCH_HOME=…: set by the launcher"),
+        ({"args": ("--a", "--", "--b")}, "--: not a flag of the trainer"),
         ({"args": ("--x=ghp_0123456789abcdefghijABCDEFGHIJ",)}, "--x=…: looks like a secret"),
         ({"env": (("WANDB_API_KEY", "x"),)}, "--env=WANDB_API_KEY=…: looks like a secret"),
         ({"env": (("A", "https://me:pw@host/x"),)}, "--env=A=…: looks like a secret"),
@@ -62,7 +62,7 @@ def test_the_workdir_is_one_flag_wherever_it_stands():
     split = spec_lib.split_workdir
     assert split(["--a", "--workdir=x y", "b"]) == (("--a", "b"), "x y")
     assert split(["--workdir", "x", "--b"]) == (("--b",), "x")
-    assert split(["--workdir=x", "-workdir=y"]) == ((), "y")  # absl: the last one
+    assert split(["--workdir=x", "-workdir=y"]) == ((), "y")  # the last one counts, as in absl
     for empty in (["--workdir="], ["--workdir"]):
         with pytest.raises(LaunchError, match="--workdir=: must name a folder"):
             split(empty)

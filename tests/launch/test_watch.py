@@ -1,4 +1,4 @@
-"""The state machine, with a job that plays what a back end would see; the clock is its own."""
+"""The state machine, with a scripted back end and a simulated clock."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from tests.launch.specs import made
 
 
 class Clock:
-    """launch.signals.Signals without time passing; acts when it comes to a moment."""
+    """Stands in for launch.signals.Signals; waiting takes no time."""
 
     def __init__(self):
         self.received: list[int] = []
@@ -29,7 +29,7 @@ class Clock:
 
 
 class Played:
-    """A back end that shows one observation after the other, and notes what is asked of it."""
+    """A back end that reports scripted observations, and notes the calls."""
 
     ends_with_watch = False
     poll_s, backoff_s = 1.0, 10.0
@@ -73,12 +73,12 @@ def ended(code: int | None) -> Observation:
         ([RUNNING, ended(43)], ["delete"], "failed", 43),
         ([RUNNING, ended(137), RUNNING, DONE], ["delete", "create 1", "delete"], "succeeded", 0),
         ([RUNNING, PREEMPTED, QUEUED, DONE], ["delete", "create 1", "delete"], "succeeded", 0),
-        # Preempted before it ever ran: no fault of the config.
+        # Preempted before it ever ran: not the config's fault.
         ([QUEUED, PREEMPTED, DONE], ["delete", "create 1", "delete"], "succeeded", 0),
         # A failure without a code: the config's or a quota's before it ran, the machine's after.
         ([QUEUED, ended(None)], ["delete"], "failed", 1),
         ([RUNNING, ended(None), DONE], ["delete", "create 1", "delete"], "succeeded", 0),
-        # One look, or two, is no proof; nor is any number that sees nothing.
+        # One or two looks prove nothing; nor does any number of looks without an answer.
         ([RUNNING, GONE, GONE, RUNNING, DONE], ["delete"], "succeeded", 0),
         ([RUNNING, GONE, GONE, GONE, DONE], ["delete", "create 1", "delete"], "succeeded", 0),
         ([RUNNING, *[UNKNOWN] * 50, DONE], ["delete"], "succeeded", 0),
@@ -98,7 +98,7 @@ def test_what_is_seen_and_what_follows(shows, asked, state, code):
         ([RUNNING, PREEMPTED, QUEUED, RUNNING, DONE], "succeeded", 0),
         ([RUNNING, ended(137)], "failed", 137),
         ([RUNNING, GONE, GONE, GONE], "failed", 1),
-        ([RUNNING, ended(42)], "failed", 1),  # 42 would say: start me again
+        ([RUNNING, ended(42)], "failed", 1),  # 42 would mean: start me again
     ],
 )
 def test_who_restarts_itself_is_only_looked_at(shows, state, code):
@@ -116,7 +116,7 @@ def test_the_pauses_grow_while_nothing_gets_on():
     assert watch_lib.watch(record, job, clock, lambda text: None) == 1
     assert len(times) == MAX_WITHOUT_PROGRESS - 1
     pauses = [later - earlier for earlier, later in zip([0.0, *times], times, strict=False)]
-    for number, pause in enumerate(pauses):  # each has a second between two looks
+    for number, pause in enumerate(pauses):  # plus one second between two looks
         assert 10 * 2 ** (number + 1) * 0.5 <= pause <= 10 * 2 ** (number + 1) + 1
 
 
@@ -133,5 +133,5 @@ def test_ctrl_c_leaves_the_run_alone_and_says_so():
     job = Played([RUNNING, RUNNING], on_look=lambda left: left or clock.received.append(2))
     assert watch_lib.watch(record, job, clock, said.append) == 130
     assert job.asked == []
-    assert said[-1].startswith("the run goes on; `python -m launch watch digits` follows it")
+    assert said[-1].startswith("the run continues; `python -m launch watch digits` follows it")
     assert records.read("digits").state is State.RUNNING

@@ -1,8 +1,8 @@
-"""A stand-in for the trainer under a launcher: does what its plan says, without TensorFlow.
+"""A stand-in for the trainer: follows a plan, without TensorFlow.
 
-`write(folder)` makes a program to be named as --python. Its flags: --plan=PATH, a JSON object of
-"start-rank" or "rank" to a list of what to do, in order; nothing is: end well. Each start of a rank
-is told in PATH.seen, a JSON object a line: start, rank, arguments, environment, cores.
+`write(folder)` writes a program for --python. Its flag --plan=PATH names a JSON object that maps
+"start-rank" or "rank" to a list of actions; an empty list succeeds. Each start of a rank adds a
+line to PATH.seen, a JSON object with start, rank, arguments, environment and cores.
 """
 
 import contextlib
@@ -27,11 +27,11 @@ def seen(plan: Path) -> list[dict]:
 
 
 def _main() -> None:
-    if sys.argv[1:3] != ["-m", "trainer.main"]:  # what the launcher itself runs there
+    if sys.argv[1:3] != ["-m", "trainer.main"]:  # the launcher itself runs Python here
         os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
     flags = {a.partition("=")[0]: a.partition("=")[2] for a in sys.argv[1:] if a.startswith("--")}
     plan, workdir = Path(flags["--plan"]), Path(flags["--workdir"])
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until `wait` takes it
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until the action `wait`
     rank = json.loads(os.environ.get("TF_CONFIG", '{"task": {"index": 0}}'))["task"]["index"]
     start = sum(earlier["rank"] == rank for earlier in seen(plan))
     told = {"start": start, "rank": rank, "arguments": sys.argv[1:], "environment": {**os.environ}}
@@ -52,16 +52,16 @@ def _main() -> None:
             sys.exit(int(rest))
         elif word == "die":
             os.kill(os.getpid(), signal.Signals[rest])
-        elif word == "wait":  # until a signal, and save
+        elif word == "wait":  # for a signal, then save
             print("waiting", flush=True)
             signal.sigwait({signal.SIGTERM})
             print("saved", flush=True)
             sys.exit(42)
-        elif word == "stay":  # whatever comes
+        elif word == "stay":  # whatever signal arrives
             print("waiting", flush=True)
             while True:
                 signal.pause()
-        elif word in ("tell", "hear"):  # another worker, which hears or tells: both wait
+        elif word in ("tell", "hear"):  # both wait for each other
             with contextlib.suppress(FileExistsError):
                 os.mkfifo(f"{plan}.{rest}")
             os.close(os.open(f"{plan}.{rest}", os.O_WRONLY if word == "tell" else os.O_RDONLY))

@@ -1,4 +1,4 @@
-"""Runs of --backend=kubernetes, and the parts of what is sent for them."""
+"""Runs for --backend=kubernetes, and the parts of their manifests."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -61,17 +61,17 @@ TPU = make_spec(
     tpu_topology="2x4",
     service_account="trainer",
 )
-PLAIN = make_spec([], nodes=1)  # without any flag of the trainer
+PLAIN = make_spec([], nodes=1)  # without trainer flags
 
 
 def sent(spec: JobSpec) -> dict[str, Any]:
-    """The manifest, as PyYAML reads its text."""
+    """Returns the manifest, as PyYAML reads it."""
     [document] = backend.render(spec)
     return yaml.safe_load(document.text)
 
 
 def inner(jobset: dict[str, Any]) -> dict[str, Any]:
-    """The Job's spec."""
+    """Returns the Job's spec."""
     return jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
 
 

@@ -1,4 +1,4 @@
-"""A stand-in for kubectl and the cluster behind it, and what it has: JobSets and pods."""
+"""A stand-in for kubectl and its cluster, with JobSets and pods."""
 
 import json
 import select
@@ -59,8 +59,8 @@ if fail:
 
 
 class Kubectl:
-    """A stand-in on PATH, no cluster: it keeps one JobSet and its pods in files, and does to them
-    what the flags that the back end uses ask for."""
+    """A stand-in on PATH. It keeps one JobSet and its pods in files, and supports the flags that
+    the back end uses."""
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -92,7 +92,7 @@ class Kubectl:
 
 
 class Time(Signals):
-    """Its clock goes forward only while nothing else is waited for."""
+    """A clock that advances only if nothing but time is waited for."""
 
     def __init__(self) -> None:
         super().__init__()

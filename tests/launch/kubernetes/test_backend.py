@@ -1,4 +1,4 @@
-"""A run on Kubernetes, on a stand-in for kubectl: made, followed, and ended."""
+"""A run on Kubernetes, on a stand-in for kubectl: created, followed, and ended."""
 
 import dataclasses
 import itertools
@@ -84,11 +84,11 @@ def test_somebody_elses_jobset_is_left_alone(kubectl):
     theirs = manifest(dataclasses.replace(record.spec, run="theirs"))
     theirs["metadata"]["uid"] = "7"
     kubectl.has(jobset=theirs)
-    with pytest.raises(LaunchError, match="has a JobSet of this name that was made elsewhere"):
+    with pytest.raises(LaunchError, match="has a JobSet of this name that was created elsewhere"):
         job.create(0)
     job.delete()
     assert job.observe().state is State.FAILED
-    with pytest.raises(LaunchError, match="not there any more"):
+    with pytest.raises(LaunchError, match="no longer exist"):
         list(job.logs(False))
     assert kubectl.jobset == theirs
     assert set(kubectl.verbs()) == {"config", "get"}
@@ -97,24 +97,24 @@ def test_somebody_elses_jobset_is_left_alone(kubectl):
 def test_one_that_was_made_without_labels_is_somebody_elses(kubectl):
     job, _, _ = make_job()
     kubectl.has(jobset={"metadata": {"uid": "7"}, "spec": {}})
-    with pytest.raises(LaunchError, match="made elsewhere"):
+    with pytest.raises(LaunchError, match="created elsewhere"):
         job.create(0)
 
 
 @pytest.mark.parametrize("ended", [True, False])
 def test_an_earlier_run_of_the_name_is_taken_away_once_it_has_ended(kubectl, ended):
-    """The one whose record gave its name back; nobody else's."""
+    """Only the run whose record freed the name."""
     job, record, _ = make_job()
     old = manifest(dataclasses.replace(record.spec, run="before"))
     old["metadata"]["uid"] = "0"
     if ended:
         old |= {"status": {"conditions": [condition("Failed")]}}
     kubectl.has(jobset=old)
-    with pytest.raises(LaunchError, match="was made elsewhere, or still runs"):
+    with pytest.raises(LaunchError, match="was created elsewhere or still runs"):
         job.create(0)
     record.handle["before"] = "before"
     if not ended:
-        with pytest.raises(LaunchError, match="was made elsewhere, or still runs"):
+        with pytest.raises(LaunchError, match="was created elsewhere or still runs"):
             job.create(0)
         return
     job.create(0)
@@ -135,7 +135,7 @@ def test_a_delete_waits_until_all_is_gone(kubectl):
         *("delete", "jobsets.jobset.x-k8s.io", "digits", "--ignore-not-found"),
         *("--cascade=foreground", "--wait=false"),
     ]
-    job.delete()  # nothing is there: nothing to do
+    job.delete()  # nothing left to delete
     assert kubectl.verbs().count("delete") == 1
 
 

@@ -1,4 +1,4 @@
-"""The JobSet: to the byte, against its schemas and the policy, and what is refused before it."""
+"""The JobSet: its bytes, its schemas, and the restart policy."""
 
 import copy
 import dataclasses
@@ -20,7 +20,7 @@ from launch.policy import Outcome, outcome
 from tests.launch.kubernetes.specs import GPU, PLAIN, TPU, container, inner, make_spec, pod, sent
 from tests.launch.runs import ROOT, check_golden
 
-# What is sent, to the byte.
+# Its bytes.
 
 
 @pytest.mark.parametrize(("name", "spec"), [("gpu", GPU), ("tpu", TPU), ("plain", PLAIN)])
@@ -58,13 +58,13 @@ def test_a_spec_from_its_record_sends_the_same():
 
 
 def schema_errors(jobset: dict[str, Any]) -> list[str]:
-    """Of the JobSet against its CRD's OpenAPI, its Job against Kubernetes', and what the servers
-    check beyond types: see the functions."""
+    """Returns the errors of the JobSet against its CRD's schema, of its Job against Kubernetes'
+    schema, and of what the servers check beyond types."""
     return [*crd_errors(jobset), *job_errors(jobset), *admission_errors(jobset)]
 
 
 def crd_errors(jobset: dict[str, Any]) -> list[str]:
-    """The models take unknown fields and drop them: so what they give back must be the same."""
+    """The models drop unknown fields, so the result must equal the input."""
     try:
         model = JobsetV1alpha2JobSet.from_dict(copy.deepcopy(jobset))
     except (ValidationError, KeyError, AttributeError, TypeError, ValueError) as error:
@@ -75,7 +75,7 @@ def crd_errors(jobset: dict[str, Any]) -> list[str]:
 
 
 def without_template(jobset: dict[str, Any]) -> dict[str, Any]:
-    """Without the Job, which job_errors reads more strictly."""
+    """Returns the JobSet without the Job, which job_errors checks more strictly."""
     jobset = copy.deepcopy(jobset)
     for job in jobset.get("spec", {}).get("replicatedJobs") or []:
         job.pop("template", None)
@@ -102,8 +102,8 @@ _RULE_NAME = r"[A-Za-z]([\w,:]*\w)?"
 
 
 def admission_errors(jobset: dict[str, Any]) -> list[str]:
-    """What no schema says, and the webhooks of JobSet and the Job controller refuse, some of it
-    long after the JobSet was taken."""
+    """Returns what no schema covers, but the webhooks of JobSet or the Job controller refuse, in
+    part long after the JobSet was accepted."""
     errors = []
     try:
         failure, name = jobset["spec"]["failurePolicy"], jobset["metadata"]["name"]
@@ -210,8 +210,8 @@ def test_a_mistake_in_the_manifest_would_be_found(where, change, found):
 
 
 def action(jobset: dict[str, Any], code: int, conditions: Sequence[str] = ()) -> Outcome:
-    """What becomes of the run where its first worker ends with this code: the first rule of the
-    Job that fits, then the JobSet's, as their documentation says."""
+    """Returns what happens if the first worker ends with this code: the first matching rule of
+    the Job, then of the JobSet, according to their documentation."""
     if code == 0:
         return Outcome.DONE
     job = inner(jobset)

@@ -22,7 +22,7 @@ CREATING = {"name": "worker", "state": {"waiting": {"reason": "ContainerCreating
 @pytest.mark.parametrize(
     ("status", "pods", "state", "message"),
     [
-        ({}, [], State.QUEUED, "0 of 2 pods run"),
+        ({}, [], State.QUEUED, "0 of 2 pods running"),
         ({"conditions": [condition("Suspended")]}, [], State.QUEUED, "suspended"),
         (
             {},
@@ -40,7 +40,7 @@ CREATING = {"name": "worker", "state": {"waiting": {"reason": "ContainerCreating
             {},
             [make_pod(0, "Pending", containerStatuses=[CREATING]), make_pod(1, "Running")],
             State.PROVISIONING,
-            "1 of 2 pods run",
+            "1 of 2 pods running",
         ),
         ({}, RUNNING, State.RUNNING, ""),
         ({}, [make_pod(0, "Succeeded"), make_pod(1, "Running")], State.RUNNING, ""),
@@ -48,7 +48,7 @@ CREATING = {"name": "worker", "state": {"waiting": {"reason": "ContainerCreating
             {"restarts": 2, "restartsCountTowardsMax": 1},
             RUNNING,
             State.RUNNING,
-            "restart 2, 1 of 3 that count",
+            "restart 2, 1 of 3 charged",
         ),
         (
             {},
@@ -61,7 +61,7 @@ CREATING = {"name": "worker", "state": {"waiting": {"reason": "ContainerCreating
             {},
             [make_pod(0, "Running"), ended(1, 137, at=5, reason="OOMKilled")],
             State.PROVISIONING,
-            "worker 1: ended with 137 (OOMKilled: it took more than --memory)",
+            "worker 1: ended with 137 (OOMKilled: it exceeded --memory)",
         ),
     ],
 )
@@ -77,7 +77,7 @@ def test_a_queue_is_named(kubectl):
     jobset = manifest(record.spec)
     jobset["spec"]["suspend"] = True
     kubectl.has(jobset=jobset)
-    assert job.observe() == Observation(State.QUEUED, message="waits in queue gpus")
+    assert job.observe() == Observation(State.QUEUED, message="waiting in queue gpus")
 
 
 def test_a_run_that_is_done(kubectl):
@@ -97,15 +97,15 @@ DISRUPTED = [condition("DisruptionTarget")]
         ([ended(1, 2, at=3)], 2, "worker 1 ended with 2 (error: worker 1); Fail"),
         # The first, not the lowest rank.
         ([ended(0, 1, at=5), ended(1, 3, at=4)], 3, "worker 1 ended with 3"),
-        # Who was brought down is not to blame, whatever the nodes' clocks say.
+        # A worker that another one brought down is not to blame, whatever the nodes' clocks show.
         ([ended(0, 200, at=3), ended(1, 137, at=4)], 137, "worker 1 ended with 137 (killed: out"),
         ([ended(0, 200, at=3), ended(1, 200, at=4)], 200, "worker 0 ended with 200"),
         (
             [ended(0, 137, at=3, reason="OOMKilled"), ended(1, 200, at=3)],
             137,
-            "worker 0 ended with 137 (OOMKilled: it took more than --memory)",
+            "worker 0 ended with 137 (OOMKilled: it exceeded --memory)",
         ),
-        # Nor what was ignored, long before.
+        # Nor is an ignored end, long before.
         ([ended(0, 42, at=1), ended(0, 2, at=9)], 2, "worker 0 ended with 2"),
         ([ended(0, 137, at=1, conditions=DISRUPTED), ended(1, 1, at=9)], 1, "worker 1 ended with"),
         (
@@ -135,7 +135,7 @@ def test_one_that_was_deleted_is_not_waited_for(kubectl):
     assert job.observe().state is State.UNKNOWN
     seen = backend.Job(record, Time()).observe()
     assert (seen.state, seen.gone) == (State.FAILED, False)
-    assert "not there any more" in seen.message
+    assert "no longer exist" in seen.message
 
 
 @pytest.mark.parametrize("call", ["get jobsets.jobset.x-k8s.io", "get pods"])
@@ -158,4 +158,4 @@ def test_an_error_is_no_end(kubectl):
 def test_what_is_no_json_is_no_end(kubectl, tmp_path):
     job, _, _ = make_job()
     (tmp_path / "bin" / "kubectl").write_text("#!/bin/sh\necho please log in\n")
-    assert job.observe().message == "kubectl get: no JSON: please log in"
+    assert job.observe().message == "kubectl get: not JSON: please log in"

@@ -1,5 +1,5 @@
-"""Each word reaches the trainer as it was given: through YAML, Kubernetes' own reading of $(NAME),
-and the shell that a TPU needs."""
+"""Each word reaches the trainer unchanged: through YAML, Kubernetes' expansion of $(NAME), and the
+shell that a TPU needs."""
 
 import dataclasses
 import json
@@ -26,8 +26,8 @@ from tests.launch.kubernetes.specs import GPU, TPU, container, make_spec, sent
 
 
 def expanded(text: str, variables: dict[str, str]) -> str:
-    """A model of what Kubernetes makes of command, args and env: $(NAME) is a variable where there
-    is one, and stays where there is none; $$ is a $."""
+    """Expands a text as Kubernetes does in command, args and env: $(NAME) becomes the variable's
+    value if there is one, and stays otherwise; $$ becomes $."""
 
     def replace(match: re.Match[str]) -> str:
         if match[0] == "$$":
@@ -56,7 +56,7 @@ def started(jobset: dict[str, Any], rank: int, folder: Path) -> tuple[list[str],
     """Runs the container's command with stand-ins for tini and python.
 
     Returns:
-        the arguments of python, and its environment.
+        The arguments of python, and its environment.
     """
     what = container(jobset)
     environment: dict[str, str] = {}
@@ -79,7 +79,7 @@ def started(jobset: dict[str, Any], rank: int, folder: Path) -> tuple[list[str],
 
 @pytest.fixture(scope="module")
 def stand_ins(tmp_path_factory) -> Path:
-    """A folder for PATH: `tini -- COMMAND` starts it, `python` writes what it got to $OUT."""
+    """A folder for PATH: `tini -- COMMAND` runs COMMAND; `python` writes its input to $OUT."""
     folder = tmp_path_factory.mktemp("bin")
     write = (
         "import json, os, sys\n"
@@ -173,12 +173,14 @@ def test_a_worker_alone_has_no_tf_config():
 def test_no_reader_of_yaml_takes_a_text_for_something_else(word):
     text = to_yaml({"key": word})
     assert yaml.safe_load(text) == {"key": word}
-    assert yaml.load(text, yaml.BaseLoader) == {"key": word}  # no tags by looks: all are texts
+    assert yaml.load(text, yaml.BaseLoader) == {
+        "key": word
+    }  # resolves no types: every value is text
     assert text[5] in "\"'", text
 
 
 def read_by_kubectl(text: str) -> dict[str, Any]:
-    """What the real one makes of it, in Go, without a cluster."""
+    """Returns what the real kubectl reads, in Go, without a cluster."""
     command = ["kubectl", "annotate", "--local", "--filename=-", "read=yes", "--output=json"]
     done = subprocess.run(command, input=text.encode(), capture_output=True, check=True)
     value = json.loads(done.stdout)

@@ -9,7 +9,7 @@ from tests.launch.tpu.runs import FakeSignals
 
 @pytest.fixture
 def cloud(tmp_path, monkeypatch):
-    """In the end nothing of ours is left, and no run was there twice at a time."""
+    """Asserts at the end that nothing of ours is left, and that no run existed twice at a time."""
     fake = FakeCloud(tmp_path / "objects", "p-trainer")
     monkeypatch.setenv("TPU_API_URL", fake.url)
     monkeypatch.setenv("STORAGE_API_URL", fake.url)
@@ -24,7 +24,7 @@ def cloud(tmp_path, monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two files of code."""
+    """A folder with two files of code."""
     path = tmp_path / "code"
     (path / "trainer").mkdir(parents=True)
     (path / "trainer" / "main.py").write_text("print('x')\n")

@@ -1,6 +1,6 @@
-"""A stand-in for Google's servers on loopback, with a memory: nothing of Google's was asked for it.
+"""A stateful stand-in for Google's servers on loopback, written without access to them.
 
-It imitates, as far as launch/ and its start-up script use them, and as their documentation says:
+It imitates what launch/ and its start-up script use, according to the documentation:
 - Cloud TPU API v2: queued resources, nodes, operations
   (cloud.google.com/tpu/docs/reference/rest/v2), the discovery document of revision 20250410;
 - Cloud Storage's JSON API: objects (cloud.google.com/storage/docs/json_api/v1), kept as files, so
@@ -8,8 +8,8 @@ It imitates, as far as launch/ and its start-up script use them, and as their do
 - Cloud TPU API v1: nodes.get, and the discovery document that leads there;
 - the metadata server of a VM (cloud.google.com/compute/docs/metadata).
 
-What happens to a queued resource is a list of steps, one a look at it (see `_step`), so that no
-test depends on time. What goes wrong is a list of faults (see `Fault`).
+A queued resource follows a list of steps, one per look at it (see `_step`), so that no test depends
+on time. Errors are a list of faults (see `Fault`).
 """
 
 import contextlib
@@ -25,18 +25,18 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKEN = "token-of-the-vm"
 DEFAULT_STEPS = ("ACTIVE", "done")
-_DELETING_LOOKS = 2  # after which something that is deleted is gone
+_DELETING_LOOKS = 2  # a deleted object is gone after this many looks
 
 
 @dataclasses.dataclass
 class Fault:
-    """What happens to requests of which METHOD PATH?QUERY matches a pattern, instead or besides.
+    """An error for requests whose METHOD PATH?QUERY matches a pattern.
 
     Attributes:
-        status: what is answered; 0: no answer, the connection is closed.
+        status: the status to answer with; 0: close the connection without an answer.
         arrives: whether the request has its effect nevertheless.
-        times: how many requests it meets; -1: all.
-        skip: how many it lets pass before.
+        times: the number of requests that fail; -1: all.
+        skip: the number of requests that pass before.
     """
 
     pattern: str
@@ -58,10 +58,10 @@ class ApiError(Exception):
 
 class FakeCloud:
     """Attributes:
-    bucket: the one bucket there is; its objects are the files in the folder `objects`.
+    bucket: the only bucket; its objects are the files in the folder `objects`.
     plans: the steps of each queued resource, in the order in which they are created.
-    requests: all so far, as METHOD PATH?QUERY.
-    overlaps: names of those that were created while another one of the same run was there.
+    requests: all requests so far, as METHOD PATH?QUERY.
+    overlaps: queued resources that were created while another one of the run existed.
     on_active: called with the node of a queued resource once it is ACTIVE.
     """
 
@@ -106,7 +106,7 @@ class FakeCloud:
         return path
 
     def take_name(self, name: str, with_label: str = "of-somebody-else") -> None:
-        """A queued resource of somebody else."""
+        """Adds a queued resource of somebody else."""
         parent = "projects/p/locations/z"
         node = {"name": f"{parent}/nodes/{name}", "labels": {"trainer-run": with_label}}
         spec = {"parent": parent, "nodeId": name, "node": node}
@@ -159,8 +159,8 @@ class FakeCloud:
         return self.queued.get(name)
 
     def _step(self, name: str, step: str) -> None:
-        """A state of the queued resource; `node:STATE`; `object:NAME=TEXT`; `done`; `failed:CODE`;
-        `vanish`: it is gone; `node-vanish`: its node is."""
+        """Does a step: a state of the queued resource, `node:STATE`, `object:NAME=TEXT`, `done`,
+        `failed:CODE`, `vanish` (it is gone) or `node-vanish` (its node is gone)."""
         one = self.queued[name]
         self.operations[f"{one['tpu']['nodeSpec'][0]['parent']}/operations/{name}"]["done"] = True
         kind, _, value = step.partition(":")
@@ -193,7 +193,7 @@ class FakeCloud:
                 self.on_active(self.nodes[node_id])
 
     def _write_end(self, one: dict[str, Any], kind: str, value: str) -> None:
-        """As the trainer and its wrapper do, with the values of the start-up script."""
+        """Writes DONE or FAILED as the trainer and its wrapper do."""
         script = one["tpu"]["nodeSpec"][0]["node"]["metadata"]["startup-script"]
         values = dict(re.findall(r"^([A-Z_]+)=(.*)$", script, re.MULTILINE))
         if kind == "done":
@@ -220,7 +220,7 @@ class FakeCloud:
     # Requests.
 
     def answer(self, method: str, target: str, body: bytes, headers: Any) -> tuple[int, Any, dict]:
-        """The status, the body (an object for JSON, or bytes) and further headers."""
+        """Returns the status, the body (an object for JSON, or bytes) and additional headers."""
         parts = urlsplit(target)
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
         with self._lock:
@@ -320,7 +320,7 @@ class FakeCloud:
 
     def _v1(self, path: str) -> tuple[int, Any, dict]:
         if self.hangs.is_set():
-            self._lock.release()  # the others are answered meanwhile
+            self._lock.release()  # other requests are answered meanwhile
             self._closing.wait()
             self._lock.acquire()
         if path.startswith("/discovery/"):
@@ -366,7 +366,7 @@ def _run_of(one: dict[str, Any]) -> str:
 class _Handler(BaseHTTPRequestHandler):
     fake: FakeCloud
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # or answers wait 40 ms for the other end
+    disable_nagle_algorithm = True  # else answers wait 40 ms for the other end
     wbufsize = -1
 
     def _serve(self) -> None:
@@ -397,7 +397,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def handle_expect_100(self) -> bool:
         going_on = super().handle_expect_100()
-        self.wfile.flush()  # or curl waits a second for it
+        self.wfile.flush()  # else curl waits a second for it
         return going_on
 
     def _body(self) -> bytes:

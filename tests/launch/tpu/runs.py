@@ -10,7 +10,7 @@ CODE = "--code=git+https://example.com/code@v1"
 
 
 class FakeSignals:
-    """Waiting takes no time, and the clock goes on.
+    """Waiting takes no time, but the clock advances.
 
     Attributes:
         then: called after each wait, by the number of waits so far.
@@ -47,7 +47,7 @@ def submit(*more: str, name: str = "run", code: str = CODE) -> int:
 
 
 def watch(name: str = "run", signals: FakeSignals | None = None) -> int:
-    """As `python -m launch watch`."""
+    """Does what `python -m launch watch` does."""
     signals = signals or FakeSignals()
     record = records.read(name)
     with record.locked() as free:

@@ -24,7 +24,7 @@ def test_a_run_to_its_end(cloud, capsys):
         assert word in said
     assert (record().state, record().exit_code) == (State.SUCCEEDED, 0)
     assert record().message == "best accuracy 0.9"
-    assert cli_lib.main(["status", "run"]) == 0  # asks nobody any more
+    assert cli_lib.main(["status", "run"]) == 0  # sends no more requests
     assert any(line.startswith("DELETE") and "force=true" in line for line in cloud.requests)
 
 
@@ -76,7 +76,7 @@ def test_the_users_error_ends_it(cloud, capsys):
 
 def test_a_killed_trainer_is_charged(cloud):
     cloud.plans = [("ACTIVE", "failed:137")] * 9
-    for number in range(9):  # so that a lack of progress is not what ends it
+    for number in range(9):  # so that it does not end for lack of progress
         cloud.object(f"runs/run/checkpoints/{number}")
     submit("--max-restarts=2")
     assert watch() == 137
@@ -135,12 +135,12 @@ def test_a_refusal_is_one_line(cloud, capsys, fault, words):
     assert said.startswith("error: ") and said.count("\n") == 1
     assert words in said
     assert (record().state, len(cloud.created)) == (State.FAILED, 0)
-    assert sum(line.startswith("POST /v2") for line in cloud.requests) == 1  # asked once
+    assert sum(line.startswith("POST /v2") for line in cloud.requests) == 1  # no retry
 
 
 def test_a_bucket_that_is_not_there(cloud, capsys):
     assert submit("--bucket=another-one") == 2
-    assert "gs://another-one: there is no such bucket" in capsys.readouterr().err
+    assert "gs://another-one: no such bucket" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("status", [0, 500, 503, 429])
@@ -152,7 +152,7 @@ def test_a_lost_answer_to_create_makes_one(cloud, status):
 
 
 def test_a_lost_answer_and_a_server_that_forgot_the_request(cloud):
-    """Then the name is taken, and by its label it is ours."""
+    """The name is taken then, but by its label it is ours."""
     cloud.faults = [
         Fault("POST /v2", 0, arrives=True),
         Fault("POST /v2", 409, "already exists"),
@@ -163,10 +163,10 @@ def test_a_lost_answer_and_a_server_that_forgot_the_request(cloud):
 
 
 def test_no_answer_at_all_to_create(cloud, capsys):
-    """It may be there or not: no error that would leave it behind."""
+    """It may exist or not: an error would leave it behind."""
     cloud.faults = [Fault("POST /v2", 0, arrives=True, times=-1)]
     assert submit() == 0
-    assert "not known yet" in capsys.readouterr().err
+    assert "unknown whether the request for the TPU arrived" in capsys.readouterr().err
     cloud.faults = []
     assert watch() == 0
     assert cloud.created == ["run"]
@@ -286,7 +286,7 @@ def test_a_run_that_was_done_before(cloud, capsys):
 
 def test_a_failure_of_an_earlier_run_is_none(cloud):
     cloud.object("runs/run/FAILED").write_text("FAILED 2\nrun of-before attempt 0: x\n")
-    cloud.faults = [Fault("DELETE /storage", 503, times=-1)]  # which leaves it where it is
+    cloud.faults = [Fault("DELETE /storage", 503, times=-1)]  # so the file stays
     assert submit() == 2
     cloud.faults = []
     assert submit() == 0

@@ -1,4 +1,4 @@
-"""API v1's reading of a TPU."""
+"""A TPU's health by API v1."""
 
 import functools
 import json

@@ -1,4 +1,4 @@
-"""What is asked of Cloud TPU for a run, and what is refused before."""
+"""The request for a TPU, and what is refused before it."""
 
 import copy
 import json
@@ -75,16 +75,16 @@ def test_what_is_sent_is_what_is_rendered(cloud, folder, capsys):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"project": ""}, "--project is needed"),
-        ({"zone": ""}, "--zone is needed"),
-        ({"accelerator": ""}, "--accelerator is needed"),
+        ({"project": ""}, "--project: required"),
+        ({"zone": ""}, "--zone: required"),
+        ({"accelerator": ""}, "--accelerator: required"),
         ({"accelerator": "v9-8"}, "--accelerator=v9-8: unknown"),
         ({"spot": True, "reserved": True}, "exclude"),
-        ({"workdir": "runs/x"}, "the VM's disk goes with the VM"),
+        ({"workdir": "runs/x"}, "lost with the VM's disk"),
         ({"workdir": "gs://bucket"}, "gs://BUCKET/FOLDER"),
         ({"workdir": "gs://bucket/a/../b"}, "'..'"),
-        ({"workdir": "gs://bucket/a\nb"}, "ends of lines"),
-        ({"workdir": "gs://Bucket!/a"}, "no bucket"),
+        ({"workdir": "gs://bucket/a\nb"}, "line breaks"),
+        ({"workdir": "gs://Bucket!/a"}, "not a valid bucket name"),
         ({"code": "https://example.com/code"}, "must be git+https"),
         ({"code": "git+https://example.com/code"}, "must be git+https"),
         ({"code": "git+https://example.com/code@-x"}, "must be git+https"),
@@ -99,7 +99,7 @@ def test_check(changes, words):
 
 
 def test_check_of_the_trainers_flags():
-    with pytest.raises(LaunchError, match="on a TPU it is tpu"):
+    with pytest.raises(LaunchError, match="must be tpu on a TPU"):
         backend.check(spec("--strategy=mirrored"))
     with pytest.raises(LaunchError, match="start-up script larger than"):
         backend.check(spec("--set=" + "x" * 300_000))

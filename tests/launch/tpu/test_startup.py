@@ -1,4 +1,4 @@
-"""The start-up script of a TPU VM through a real bash, with stand-ins for what a VM has."""
+"""The start-up script of a TPU VM in a real bash, with stand-ins for the VM's programs."""
 
 import dataclasses
 import signal
@@ -16,7 +16,7 @@ from tests.launch.tpu.fake_api import TOKEN, FakeCloud
 from tests.launch.tpu.runs import record, spec, submit, watch
 
 STUBS = {
-    # Runs it in the foreground; the tests' variables stay.
+    # Runs it in the foreground, with the tests' variables.
     "systemd-run": 'while [[ $1 == --* ]]; do [[ $1 == --setenv=* ]] && export "${1#--setenv=}"; '
     'shift; done; exec "$@"',
     "systemctl": "echo running",
@@ -76,7 +76,7 @@ class Vm:
         return path
 
     def boot(self, script: str, *steps: str, **environment: str) -> None:
-        """Runs the script; its trainer does these steps, one a start."""
+        """Runs the script; its trainer does these steps, one per start."""
         (self.root / "steps").write_text("\n".join(steps) + "\n")
         subprocess.run(
             ["bash", str(self.script(script))],
@@ -143,7 +143,9 @@ def test_the_vm_trains(cloud, vm):
     assert (failed(cloud), vm.starts) == ("", 1)
     assert "hello from the trainer" in log(cloud)
     assert set(cloud.tokens) == {f"Bearer {TOKEN}"}
-    assert " --no-deps " in (vm.root / "pip").read_text()  # or plain TensorFlow comes over it
+    assert (
+        " --no-deps " in (vm.root / "pip").read_text()
+    )  # otherwise plain TensorFlow overwrites it
 
 
 def test_a_second_boot_after_the_end_does_nothing(cloud, vm):
@@ -198,7 +200,7 @@ def test_an_end_without_a_result_is_one(cloud, vm):
 
 @pytest.mark.parametrize("code", [42, 143, 1])
 def test_sigterm_is_passed_on(cloud, vm, code):
-    """And whatever the trainer ends with then is the machine's end, and not the run's."""
+    """Whatever code the trainer then ends with, the run has not ended."""
     (vm.root / "steps").write_text(f"wait {code}\ndone\n")
     path = vm.script(script("--x"))
     process = subprocess.Popen(["bash", str(path)], env=vm.environment)
@@ -213,11 +215,11 @@ def test_sigterm_is_passed_on(cloud, vm, code):
 @pytest.mark.parametrize(
     ("more", "environment", "first", "why"),
     [
-        ({}, {"PIP_CODE": "1"}, "FAILED 201", "requirements-tpu.txt cannot be installed"),
-        ({}, {"MOUNT_CODE": "1"}, "FAILED 201", "cannot be mounted"),
-        ({"code": "gs://p-trainer/no.tar.gz"}, {}, "FAILED 201", "cannot be fetched"),
-        ({"code_sha256": "0" * 64}, {}, "FAILED 201", "not what was uploaded"),
-        ({"code": "/no/where", "code_ref": "v1"}, {}, "FAILED 201", "cannot be cloned"),
+        ({}, {"PIP_CODE": "1"}, "FAILED 201", "cannot install requirements-tpu.txt"),
+        ({}, {"MOUNT_CODE": "1"}, "FAILED 201", "cannot mount"),
+        ({"code": "gs://p-trainer/no.tar.gz"}, {}, "FAILED 201", "cannot fetch"),
+        ({"code_sha256": "0" * 64}, {}, "FAILED 201", "differs from what was uploaded"),
+        ({"code": "/no/where", "code_ref": "v1"}, {}, "FAILED 201", "cannot clone"),
     ],
 )
 def test_a_setup_that_fails_is_written_down(cloud, vm, more, environment, first, why):
@@ -298,12 +300,12 @@ def test_whatever_is_given_arrives_unchanged(cloud, vm, args, value, part):
 
 
 def test_from_submit_to_done_with_the_script_itself(cloud, vm, folder, capsys):
-    """The request's own script runs on the VM; the second start goes on where the first was."""
+    """The request's own script runs on the VM; the second start resumes the first."""
     cloud.plans = [("ACTIVE", "SUSPENDED"), ("ACTIVE", "ACTIVE")]
     steps = iter([["checkpoint", "137"], ["done"]])
 
     def boot(node) -> None:
-        cloud._lock.release()  # the VM asks the same server
+        cloud._lock.release()  # the VM sends requests to the same server
         try:
             vm.boot(node["metadata"]["startup-script"], *next(steps))
         finally:
