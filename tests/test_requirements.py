@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from launch import tpu_spec
+from launch.tpu import request
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,7 +28,7 @@ def test_a_tpu_has_what_other_machines_have():
     assert {name for name in OTHERS if TPU[name] != ORDINARY[name]} == OTHERS
     # PyYAML is for manifests, which are made elsewhere; plain TensorFlow would come over the other.
     assert pins("requirements.txt").keys() - TPU.keys() == {"tensorflow", "pyyaml"}
-    assert TPU["tensorflow-tpu"] == tpu_spec._TENSORFLOW
+    assert TPU["tensorflow-tpu"] == request._TENSORFLOW
 
 
 def test_the_tests_on_it_have_the_same_tools():

@@ -1,8 +1,8 @@
 """What `--strategy=tpu` does before and while TensorFlow meets a TPU. There is none here.
 
 Packages, chips, hosts and Google's servers are stand-ins: folders that pip could have written, a
-file in place of a chip, sockets of this machine, and the servers of fake_tpu_api. Where something
-is trained, MirroredStrategy on logical CPU devices stands in for TPUStrategy.
+file in place of a chip, sockets of this machine, and the servers of tests/launch/tpu/fake_api.py.
+Where something is trained, MirroredStrategy on logical CPU devices stands in for TPUStrategy.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import pytest
 import tensorflow as tf
 
 from tests.conftest import strategy_of, with_model, with_optimizer
-from tests.fake_tpu_api import FakeCloud
+from tests.launch.tpu.fake_api import FakeCloud
 from tests.test_main import only_line, run_main
 from trainer.devices import strategy as strategy_lib
 from trainer.devices import tpu
