@@ -12,6 +12,7 @@ ALLOWED = {
     "trainer": "",
     "errors": "",
     "stopwatch": "",
+    "recipes": "trainer",
     "registries": "",  # trainer/data/__init__.py and trainer/models/__init__.py: dicts of names
     "config": "errors registries",
     "shared_flags": "",
@@ -46,8 +47,8 @@ ALLOWED = {
     "inspect": "errors config shared_flags cli models data steps weights feature_maps report",
 }
 WITHOUT_TENSORFLOW = (
-    *("errors", "stopwatch", "registries", "config", "shared_flags", "tensor_file", "cli"),
-    *("cluster", "tpu", "run_folder"),
+    *("errors", "stopwatch", "recipes", "registries", "config", "shared_flags", "tensor_file"),
+    *("cli", "cluster", "tpu", "run_folder"),
 )
 
 
