@@ -53,7 +53,7 @@ parity: .venv/installed-dev .venv-parity/installed
 	$(BIN)/python -m tests.parity.exports .venv-parity/exports
 	.venv-parity/bin/python -m tests.parity.check_exports .venv-parity/exports
 	rm -rf .venv-parity/exports
-	$(BIN)/python -m pytest tests/test_parity.py tests/test_published.py
+	$(BIN)/python -m pytest tests/models/test_parity.py tests/models/test_published.py
 
 # The compiler for TPUs that trainer.preflight calls.
 preflight-env: .venv-preflight/installed

@@ -15,7 +15,7 @@ import time
 from absl import app, flags
 
 from trainer import config as config_lib
-from trainer.run_folder import RunFolder
+from trainer.run.folder import RunFolder
 
 _CONFIG = "configs/digits_resnet20.py"
 _FOLDS = (
@@ -57,8 +57,8 @@ def main(argv):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import tensorflow as tf
 
-    from trainer.summaries import read_records
-    from trainer.train import train_and_evaluate
+    from trainer.run.log import read_records
+    from trainer.run.train import train_and_evaluate
 
     strategy = tf.distribute.OneDeviceStrategy("/CPU:0")
     print(

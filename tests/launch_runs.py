@@ -13,7 +13,7 @@ import numpy as np
 from launch import cli
 from launch.backends.interface import Document
 from tests import launch_worker
-from trainer.summaries import read_records
+from trainer.run.log import read_records
 
 ROOT = Path(__file__).parents[1]
 

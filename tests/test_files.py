@@ -44,7 +44,7 @@ def test_the_text_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
 def test_what_a_kill_left_half_written_is_overwritten(tmp_path):
     path = tmp_path / "file"
     write_atomically(path, "old")
-    (tmp_path / "file.tmp").write_text("half of a much longer text")
+    (tmp_path / ".file.tmp").write_text("half of a much longer text")
     write_atomically(path, "new")
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]

@@ -5,50 +5,28 @@ from pathlib import Path
 
 import pytest
 
+from trainer.registry import MODELS, SOURCES
+
 ROOT = Path(__file__).parents[1]
 
-# Each layer and the layers it may import, all of them further up; within one, files are free.
-ALLOWED = {
-    "trainer": "",
-    "errors": "",
-    "stopwatch": "",
-    "recipes": "trainer",
-    "registries": "",  # trainer/data/__init__.py and trainer/models/__init__.py: dicts of names
-    "config": "errors registries",
-    "shared_flags": "",
-    "tensor_file": "errors",
-    "cli": "errors",
-    "cluster": "errors config",
-    "tpu": "errors",
-    "run_folder": "errors config",
-    "losses": "errors config",
-    "optim": "errors config",
-    "models": "errors registries config",
-    "data": "errors registries config",
-    "state": "errors config models optim",
-    # Of optim, the type of a schedule; of models, their randomness and their statistics.
-    "steps": "errors config losses models optim state",
-    "weights": "errors config tensor_file models",
-    "anatomy": "models",
-    "feature_maps": "models anatomy",
-    "memory": "config losses models optim steps",  # of steps, what comes before the model
-    "report": "config models anatomy feature_maps memory",
-    "checkpoint": "errors config data state",  # of data, what a source says of itself
-    "summaries": "errors config run_folder steps",  # of steps, the metrics of a loop
-    "bad_examples": "",
-    "strategy": "errors config cluster tpu steps",  # of steps, what XLA compiles of one
-    "divergence": "errors config data state steps checkpoint",
-    "train": "errors stopwatch config run_folder losses optim models data state steps checkpoint "
-    "summaries bad_examples strategy divergence weights",
-    "preflight": "errors config shared_flags cli optim state steps strategy",
-    "main": "errors stopwatch config shared_flags cli cluster tpu run_folder strategy train",
-    "prepare": "errors config shared_flags cli run_folder data",
-    "export": "errors shared_flags cli tensor_file models weights",
-    "inspect": "errors config shared_flags cli models data steps weights feature_maps report",
-}
+# The rooms of trainer/, from the ground up. A file imports from its own room and from the floors
+# below; rooms on one floor do not import each other. `verbs`: what can be typed.
+FLOORS = (
+    {"errors", "files", "registry"},
+    {"config"},
+    {"failures"},
+    {"data", "models"},
+    {"step"},
+    {"devices", "insight"},
+    {"run", "cli"},
+    {"verbs"},
+)
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+VERBS = {"main", "inspect", "prepare", "export", "preflight"}
+# Rooms and files that a command can use before it imports TensorFlow.
 WITHOUT_TENSORFLOW = (
-    *("errors", "stopwatch", "recipes", "registries", "config", "shared_flags", "tensor_file"),
-    *("cli", "cluster", "tpu", "run_folder"),
+    *("errors", "files", "registry", "config", "cli", "models.weights.tensor_file"),
+    *("devices.choice", "devices.cluster", "devices.tpu", "run.folder", "run.stopwatch"),
 )
 
 
@@ -68,13 +46,21 @@ def packages(names: set[str]) -> set[str]:
     return {name.partition(".")[0] for name in names}
 
 
-def layer(name: str) -> str:
-    """Of a dotted name in trainer."""
-    parts = name.split(".")[1:] or ["trainer"]
-    if parts[0] in ("data", "models"):
-        is_file = len(parts) > 1 and (ROOT / "trainer" / parts[0] / f"{parts[1]}.py").exists()
-        return parts[0] if is_file else "registries"
-    return parts[0]
+def room(name: str) -> str:
+    """The room of a dotted name in trainer."""
+    first = name.split(".")[1] if "." in name else ""
+    return "verbs" if first in VERBS else first
+
+
+def upward(name: str, source: str) -> set[str]:
+    """The imports of a file of trainer that are neither of its room nor of a floor below."""
+    used = {other for other in imports(source) if other.startswith("trainer.")}
+    if room(name) == "verbs":  # `prepare` does not call `main`, but preflight is a folder
+        verb = name.split(".")[1]
+        own = {other for other in used if other.split(".")[1] == verb}
+    else:
+        own = {other for other in used if room(other) == room(name)}
+    return {other for other in used - own if FLOOR_OF[room(other)] >= FLOOR_OF[room(name)]}
 
 
 def modules() -> dict[str, str]:
@@ -84,31 +70,47 @@ def modules() -> dict[str, str]:
     return {name.removesuffix(".__init__"): path.read_text() for path, name in names.items()}
 
 
-def test_the_layers_have_a_direction():
-    order = list(ALLOWED)
-    for name, below in ALLOWED.items():
-        assert set(below.split()) <= set(order[: order.index(name)]), name
-
-
 @pytest.mark.parametrize(("name", "source"), modules().items(), ids=list(modules()))
-def test_a_module_imports_only_layers_below_it(name, source):
-    assert layer(name) in ALLOWED, "a new module: give it a line in ALLOWED"
+def test_a_module_imports_only_what_is_below_it(name, source):
     found = imports(source)
-    used = {layer(other) for other in found if f"{other}.".startswith("trainer.")}
-    assert used - {layer(name)} <= set(ALLOWED[layer(name)].split())
+    if name != "trainer":
+        assert room(name) in FLOOR_OF, "a new room: give it a floor; a new verb: name it in VERBS"
+        assert upward(name, source) == set()
     assert packages(found) & {"", "configs", "benchmarks", "tests"} == set()  # "": a relative one
-    if layer(name) in WITHOUT_TENSORFLOW:
+    prefixes = [f"trainer.{free}." for free in WITHOUT_TENSORFLOW]
+    if any(f"{name}.".startswith(prefix) for prefix in prefixes):
         libraries = {"tensorflow", "tf_keras", "keras", "tensorflow_datasets"}
         assert packages(found) & libraries == set()
 
 
-@pytest.mark.parametrize("package", ["data", "models"])
-def test_names_loaded_on_demand_stay_within_their_package(package):
-    nodes = ast.walk(ast.parse((ROOT / "trainer" / package / "__init__.py").read_text()))
-    constants = [node.value for node in nodes if isinstance(node, ast.Constant)]
-    named = [value for value in constants if str(value).startswith("trainer.")]
-    assert named
-    assert {layer(name) for name in named} == {package}
+@pytest.mark.parametrize(
+    ("name", "source", "wrong"),
+    [
+        ("trainer.step.state", "from trainer.run.log import RunLog", "trainer.run.log.RunLog"),
+        ("trainer.models.vgg", "import trainer.data.order", "trainer.data.order"),
+        ("trainer.config.fields", "from trainer.models import vgg", "trainer.models.vgg"),
+        ("trainer.insight.memory", "import trainer.devices.tpu", "trainer.devices.tpu"),
+        ("trainer.prepare", "def f():\n    import trainer.export", "trainer.export"),
+        ("trainer.preflight.search", "import trainer.preflight.report", None),
+        ("trainer.run.train", "import trainer.run.log, trainer.step.state", None),
+        ("trainer.export", "from trainer.run.folder import RunFolder", None),
+    ],
+)
+def test_a_planted_arrow_is_found(name, source, wrong):
+    assert upward(name, source) == ({wrong} if wrong else set())
+
+
+def test_every_room_has_its_floor():
+    folders = {path.parent.name for path in (ROOT / "trainer").glob("*/__init__.py")}
+    files = {path.stem for path in (ROOT / "trainer").glob("*.py")} - {"__init__"}
+    assert folders | files == (set(FLOOR_OF) - {"verbs"}) | VERBS
+
+
+def test_short_names_stand_for_modules_of_their_room():
+    for names, expected in ((MODELS, "models"), (SOURCES, "data")):
+        ours = {module for module in names.values() if module.startswith("trainer.")}
+        assert {room(module) for module in ours} == {expected}
+        assert ours <= set(modules())
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem)
@@ -134,8 +136,8 @@ def test_there_is_one_keras(folder):
 @pytest.mark.parametrize(
     ("source", "found"),
     [
-        ("import trainer.train as t, tensorflow", {"trainer.train", "tensorflow"}),
-        ("def f():\n    from trainer import train as t", {"trainer.train"}),
+        ("import trainer.run.train as t, tensorflow", {"trainer.run.train", "tensorflow"}),
+        ("def f():\n    from trainer import run as r", {"trainer.run"}),
         ("if 1:\n    from trainer.data.order import uniform", {"trainer.data.order.uniform"}),
         ("from . import data", {"..data"}),
     ],

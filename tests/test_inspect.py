@@ -6,16 +6,16 @@ import json
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl import flags
 from PIL import Image
 
 from tests.conftest import encode
 from trainer import config as config_lib
-from trainer import inspect, memory, report
-from trainer.anatomy import anatomy, watching
+from trainer import inspect
 from trainer.config import Config
 from trainer.errors import UserError
-from trainer.feature_maps import Activations, activations, grid
+from trainer.insight import memory, tables
+from trainer.insight.anatomy import anatomy, watching
+from trainer.insight.feature_maps import Activations, activations, grid
 from trainer.models.build import build_model
 
 
@@ -203,18 +203,9 @@ def run(capsys):
     """What the command prints, to stdout and stderr."""
 
     def call(*arguments: str) -> tuple[str, str]:
-        saved = flags.FLAGS.flag_values_dict()
-        present = {name: flags.FLAGS[name].present for name in saved}
-        try:
-            flags.FLAGS.mark_as_parsed()
-            for name in flags.FLAGS:
-                flags.FLAGS[name].present = 0
-            flags.FLAGS(["inspect", *inspect._joined(list(arguments))])
-            assert inspect.inspect() == 0
-        finally:
-            for name, value in saved.items():
-                flags.FLAGS[name].value = value
-                flags.FLAGS[name].present = present[name]
+        inspect.FLAGS.unparse_flags()
+        inspect.FLAGS(["inspect", *inspect._joined(list(arguments))])
+        assert inspect.inspect() == 0
         output = capsys.readouterr()
         return output.out, output.err
 
@@ -263,10 +254,10 @@ def test_two_models_side_by_side(run):
 
 @pytest.mark.parametrize("arguments", [("--model=resnet18",), ("--diff", "resnet18", "seresnet18")])
 def test_a_terminal_of_88_columns_shows_every_name_and_number(run, monkeypatch, arguments):
-    monkeypatch.setattr(report, "_WIDTH", report._LEAST)
+    monkeypatch.setattr(tables, "_WIDTH", tables._LEAST)
     out, _ = run(*arguments, "--image_size=32")
     assert "…" not in out
-    assert max(len(line.rstrip()) for line in out.splitlines()) <= report._LEAST + 12  # a note
+    assert max(len(line.rstrip()) for line in out.splitlines()) <= tables._LEAST + 12  # a note
 
 
 def test_a_config_s_model_is_the_one_that_training_builds(run):
@@ -290,7 +281,7 @@ def test_an_image_is_shown_with_weights_and_without(run, photos, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--model: must name a model, as --model=resnet50; or give --config"),
+        ([], "--model: must name a model, such as --model=resnet50; or give --config"),
         (["--model=resnet_50"], "unknown model 'resnet_50'; did you mean 'resnet50'?"),
         (["--diff", "resnet18"], "--diff resnet18: must be two models"),
         (["--diff", "resnet18", ""], "must be two models"),

@@ -9,18 +9,19 @@ import types
 from pathlib import Path
 
 import pytest
-from absl import flags
 
 from launch import cli
 from tests.conftest import strategy_of
 from tests.step_runs import Run
 from trainer import config as config_lib
-from trainer import inspect, main
-from trainer.anatomy import anatomy
-from trainer.models import MODELS
+from trainer import export, inspect, main, prepare
+from trainer.devices.choice import STRATEGIES
+from trainer.errors import UserError
+from trainer.insight.anatomy import anatomy
+from trainer.models.weights.load import torch_tensors
 from trainer.preflight import __main__ as preflight
 from trainer.preflight.slices import parse_slice
-from trainer.weights import torch_tensors
+from trainer.registry import MODELS
 
 _ROOT = Path(__file__).parent.parent
 _DOCUMENTS = [_ROOT / "README.md", _ROOT / "BUILD.md", _ROOT / "docs" / "launch.md"]
@@ -39,7 +40,13 @@ def _words(command: str) -> list[str]:
     return words[: words.index("&")] if "&" in words else words
 
 
-VERBS = {"main": main, "inspect": inspect, "preflight": preflight}
+VERBS = {
+    "main": main,
+    "inspect": inspect,
+    "prepare": prepare,
+    "export": export,
+    "preflight": preflight,
+}
 
 
 @pytest.mark.parametrize("command", [c for c in _commands() if re.search(r"-m trainer\.\w", c)])
@@ -47,34 +54,19 @@ def test_every_command_parses(command):
     words = _words(command)
     module = words[words.index("-m") + 1]
     arguments = words[words.index(module) + 1 :]
-    if module in ("trainer.prepare", "trainer.export"):  # which have flags of one name
-        text = (_ROOT / f"{module.replace('.', '/')}.py").read_text()
-        known = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"|declare_key_flag\("(\w+)"', text))
-        names = {name for pair in known for name in pair if name}
-        assert {word.partition("=")[0].lstrip("-") for word in arguments} <= names
-        return
-    assert module.removeprefix("trainer.") in VERBS
-    values = flags.FlagValues()
-    for name in (VERBS[module.removeprefix("trainer.")].__name__, "trainer.shared_flags"):
-        for flag in flags.FLAGS.flags_by_module_dict()[name]:
-            values[flag.name] = flags.FLAGS[flag.name]
-    saved = {name: values[name].value for name in values}
-    try:
-        assert values([module, *inspect._joined(arguments)]) == [module]
-        if module == "trainer.main":
-            assert values["strategy"].value in main.STRATEGIES
-            path = _ROOT / values["config"].value
-            config_lib.override(config_lib.load(str(path)), values["set"].value)
-        if module == "trainer.preflight":
-            parse_slice(values["tpu"].value)
-            config_lib.override(config_lib.load(values["config"].value), values["set"].value)
-        if module == "trainer.inspect":
-            config_lib.override(config_lib.Config(), values["set"].value)
-            for name in values["diff"].value or [values["model"].value]:
-                assert name in MODELS
-    finally:
-        for name, value in saved.items():
-            values[name].value = value
+    values = copy.deepcopy(VERBS[module.removeprefix("trainer.")].FLAGS)
+    assert values([module, *inspect._joined(arguments)]) == [module]
+    if module == "trainer.main":
+        assert values["strategy"].value in STRATEGIES
+        path = _ROOT / values["config"].value
+        config_lib.override(config_lib.load(str(path)), values["set"].value)
+    if module == "trainer.preflight":
+        parse_slice(values["tpu"].value)
+        config_lib.override(config_lib.load(values["config"].value), values["set"].value)
+    if module == "trainer.inspect":
+        config_lib.override(config_lib.Config(), values["set"].value)
+        for name in values["diff"].value or [values["model"].value]:
+            assert name in MODELS
 
 
 @pytest.mark.parametrize("command", [c for c in _commands() if "-m launch " in c])
@@ -90,10 +82,7 @@ def test_every_launch_is_one_that_can_be_submitted(command, monkeypatch, tmp_pat
         arguments = [word.replace("REGISTRY", "registry") for word in arguments]
         assert cli.main(arguments) == 0, capsys.readouterr().err
         trainer = arguments[arguments.index("--") + 1 :]
-        values = flags.FlagValues()
-        for name in ("trainer.main", "trainer.shared_flags"):
-            for flag in flags.FLAGS.flags_by_module_dict()[name]:
-                values[flag.name] = copy.deepcopy(flags.FLAGS[flag.name])
+        values = copy.deepcopy(main.FLAGS)
         assert values(["main", *trainer]) == ["main"]
     else:
         assert cli._parse(arguments).command == arguments[0]
@@ -133,7 +122,7 @@ def test_the_set_options_and_fields_of_the_readme_exist():
 
 
 def test_the_example_error_is_the_real_one():
-    with pytest.raises(config_lib.UserError) as caught:
+    with pytest.raises(UserError) as caught:
         config_lib.override(config_lib.Config(), ["optimizer.learning_rte=0.1"])
     assert f"error: {caught.value}\n" in (_ROOT / "README.md").read_text()
 

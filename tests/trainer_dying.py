@@ -17,9 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from trainer import cli
 from trainer import main as trainer_main
-from trainer.models import MODELS
+from trainer.registry import MODELS
 
 MODELS["resnet8"] = MODELS["fragile"] = "tests.small_models"
 
@@ -42,7 +41,8 @@ def _die_in(owner: Any, name: str, count: int, last_deed: Callable, before: bool
 def _arm(where: str, count: int) -> None:
     from tensorflow.python.checkpoint import checkpoint_management
 
-    from trainer import checkpoint, summaries
+    from trainer.run import checkpoint
+    from trainer.run import log as summaries
 
     def nothing(*args) -> None:
         pass
@@ -71,5 +71,5 @@ def _arm(where: str, count: int) -> None:
 
 if __name__ == "__main__":
     _arm(sys.argv[1], int(sys.argv[2]))
-    arguments = [sys.argv[0], *sys.argv[3:]]
-    cli.run(trainer_main.train, arguments)
+    del sys.argv[1:3]
+    trainer_main.main()

@@ -27,7 +27,7 @@ def replacing(path: Path, *, unique: bool = False) -> Iterator[Path]:
             write at once; a kill then leaves a file behind that nobody overwrites.
     """
     middle = f".{uuid.uuid4().hex}" if unique else ""
-    temporary = path.with_name(f"{path.name}{middle}.tmp")
+    temporary = path.with_name(f".{path.name}{middle}.tmp")
     try:
         yield temporary
         _flush(temporary)

@@ -1,97 +1,74 @@
-"""`python -m trainer.prepare`: folders of images to sharded TFRecord files that a run reads fast.
+"""`python -m trainer.prepare`: writes folders of images as TFRecord shards, which are read fast.
 
     python -m trainer.prepare --from=folder --source=/photos --to=tfrecord --out=/data/photos
     python -m trainer.main --set data.name=tfrecord --data_dir=/data/photos …
 
 Every image is decoded once, so that a broken one is found here and not in the third hour of a run.
-Shards are made in parallel and appear whole; stopped half-way, the same command goes on with those
-that are missing. A shard is made anew where one of its files, or its place among them, has changed:
-after a file is added or removed that is nearly all. At the end comes `manifest.json`: counts,
-classes, checksums.
+Shards are written in parallel and appear whole; after a stop, the same command writes those that
+are missing. A shard is written again if one of its files or their order has changed: if a file was
+added or removed, that is nearly all. At the end, `manifest.json` has counts, classes and checksums.
 """
 
-import collections
-import concurrent.futures
-import contextlib
-import dataclasses
-import fcntl
-import hashlib
-import json
 import os
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from absl import flags
-from tqdm import tqdm
 
-from trainer import cli
-from trainer.config import Config, DataConfig
+from trainer.cli import command
+from trainer.cli.quiet import quiet_start
 from trainer.errors import EXIT_DONE, UserError
-from trainer.run_folder import write_atomically
-from trainer.shared_flags import OUT
 
-_FROM = flags.DEFINE_enum("from", "folder", ["folder"], "What there is.")
+FLAGS = flags.FlagValues()
+_FROM = flags.DEFINE_enum("from", "folder", ["folder"], "Input format.", flag_values=FLAGS)
 _TO = flags.DEFINE_enum(
-    "to", "tfrecord", ["tfrecord", "nothing"], "What is made; nothing: only verify."
+    "to",
+    "tfrecord",
+    ["tfrecord", "nothing"],
+    "Output format; nothing only verifies the images.",
+    flag_values=FLAGS,
 )
-_SOURCE = flags.DEFINE_string("source", "", "The root of the folders.")
-_SPLITS = flags.DEFINE_list("splits", ["train", "val"], "Training's, then evaluation's.")
+_SOURCE = flags.DEFINE_string("source", "", "The folder of the images.", flag_values=FLAGS)
+_OUT = flags.DEFINE_string("out", "", "The folder to write the shards to.", flag_values=FLAGS)
+_SPLITS = flags.DEFINE_list(
+    "splits", ["train", "val"], "The training split, then the evaluation split.", flag_values=FLAGS
+)
 _EVAL_FRACTION = flags.DEFINE_float(
-    "eval_fraction", None, "The root has no folders of splits: hold out this share by hash."
+    "eval_fraction",
+    None,
+    "Share of the images to hold out for evaluation, by a hash of their paths, if --source has "
+    "no folders of splits.",
+    flag_values=FLAGS,
 )
-_SHARD_MB = flags.DEFINE_float("shard_mb", 128.0, "About how large shards are.", lower_bound=0.001)
+_SHARD_MB = flags.DEFINE_float(
+    "shard_mb", 128.0, "Approximate size of a shard, in MB.", lower_bound=0.001, flag_values=FLAGS
+)
 _THREADS = flags.DEFINE_integer(
-    "threads", os.cpu_count() or 1, "Shards to make at once.", lower_bound=1
+    "threads", os.cpu_count() or 1, "Shards to write at once.", lower_bound=1, flag_values=FLAGS
 )
 _ON_BAD = flags.DEFINE_enum(
-    "on_bad_example", "fail", ["fail", "skip"], "What follows images that cannot be decoded."
+    "on_bad_example",
+    "fail",
+    ["fail", "skip"],
+    "What to do about images that cannot be decoded.",
+    flag_values=FLAGS,
 )
-flags.declare_key_flag("out")
-_BAD = "bad_examples.txt"
-_SHOWN = 20  # bad images named on the terminal
 
 
-class Request(NamedTuple):
-    """What the flags ask for."""
-
-    source: Path
-    out: Path | None  # None: only verify
-    splits: tuple[str, str] = ("train", "val")  # training's, then evaluation's
-    eval_fraction: float | None = None
-    shard_mb: float = 128.0
-    threads: int = 1
-    skip: bool = False  # go on without bad images
-
-
-class Shard(NamedTuple):
-    """A file to make, and what goes in."""
-
-    path: Path | None  # None: only verify
-    files: Sequence[Any]  # of trainer.data.folder.ImageFile
-    class_names: Sequence[str]
-    root: Path
-
-    @property
-    def receipt(self) -> Path:
-        """Beside the shard: what is in it, and of what it was made."""
-        assert self.path is not None
-        return self.path.with_name(f".{self.path.name}.json")
-
-
-def main() -> int:
+def prepare() -> int:
     """Does what the flags say and returns the exit code."""
     if not _SOURCE.value:
         raise UserError("--source: must name the root of the folders")
-    if _TO.value == "tfrecord" and not OUT.value:
+    if _TO.value == "tfrecord" and not _OUT.value:
         raise UserError("--out: must name a folder for the TFRecord files; or --to=nothing")
     if len(_SPLITS.value) != 2:
-        raise UserError(f"--splits={','.join(_SPLITS.value)}: must be two, as train,val")
-    cli.quiet_libraries()
-    prepare(
-        Request(
+        raise UserError(f"--splits={','.join(_SPLITS.value)}: must be two, such as train,val")
+    with quiet_start():
+        from trainer.data import preparation
+
+    preparation.prepare(
+        preparation.Request(
             source=Path(_SOURCE.value).expanduser(),
-            out=Path(OUT.value).expanduser() if _TO.value == "tfrecord" else None,
+            out=Path(_OUT.value).expanduser() if _TO.value == "tfrecord" else None,
             splits=tuple(_SPLITS.value),
             eval_fraction=_EVAL_FRACTION.value,
             shard_mb=_SHARD_MB.value,
@@ -102,284 +79,10 @@ def main() -> int:
     return EXIT_DONE
 
 
-def prepare(request: Request) -> None:
-    """Verifies all images, and writes the shards, their index and the manifest.
-
-    Raises:
-        UserError: where the source or the target cannot be used; and, unless they are skipped, for
-            bad images, when all have been found.
-    """
-    from trainer.data.folder import list_images
-    from trainer.data.tfrecord import MANIFEST
-
-    out, config = request.out, _config(request)
-    listings = {split: list_images(config, split, request.source) for split in request.splits}
-    problems = [problem for listing in listings.values() for problem in listing.problems]
-    shards = {split: _plan(split, listing, request) for split, listing in listings.items()}
-    with _only_writer(out):
-        if out:
-            _refuse_other_shards(out, shards)
-            for name in (MANIFEST, _BAD):  # of what is about to change
-                (out / name).unlink(missing_ok=True)
-        receipts = _make_all(shards, request.threads)
-        _finish(request, listings, problems, shards, receipts)
-
-
-def _finish(
-    request: Request,
-    listings: dict[str, Any],
-    problems: Sequence[str],
-    shards: dict[str, list[Shard]],
-    receipts: dict[str, list[dict[str, Any]]],
-) -> None:
-    """Tells what is bad, and writes the index and the manifest."""
-    from trainer.data.record_index import INDEX, index_shards
-    from trainer.data.tfrecord import MANIFEST
-
-    out = request.out
-    bad = [line for found in receipts.values() for receipt in found for line in receipt["bad"]]
-    _tell(problems, bad, out)
-    if (problems or bad) and not request.skip:
-        raise UserError(
-            f"{len(problems) + len(bad)} bad: mend or remove them, or go on without them with "
-            f"--on_bad_example=skip"
-        )
-    for split, found in receipts.items():
-        print(f"{split}: {sum(r['examples'] for r in found):,} images in {len(found)} shard(s)")
-    if out:
-        paths = {split: [str(shard.path) for shard in planned] for split, planned in shards.items()}
-        indexed = index_shards([path for one in paths.values() for path in one], out / INDEX)
-        counts = [receipt["examples"] for found in receipts.values() for receipt in found]
-        for shard, count in zip(indexed, counts, strict=True):
-            if shard.cut or len(shard.offsets) != count:
-                raise UserError(
-                    f"{shard.path}: has {len(shard.offsets)} whole records, and {count} were "
-                    f"written; remove it, and run the same command again"
-                )
-        manifest = _manifest(listings[request.splits[0]].class_names, receipts)
-        write_atomically(out / MANIFEST, json.dumps(manifest, indent=1))
-        train_split, eval_split = request.splits
-        print(
-            f"{out / MANIFEST}: written; train with --data_dir={out} --set data.name=tfrecord "
-            f"--set data.train_split={train_split} --set data.eval_split={eval_split}"
-        )
-
-
-def _config(request: Request) -> Config:
-    """What the folder source asks for, as a run's config."""
-    data = DataConfig(
-        name="folder",
-        train_split=request.splits[0],
-        eval_split=request.splits[1],
-        eval_fraction=request.eval_fraction,
-    )
-    return dataclasses.replace(Config(), data=data)
-
-
-def _plan(split: str, listing, request: Request) -> list[Shard]:
-    """Shards of as many images each, in the listing's order, which mixes the classes."""
-    size = sum(_size(file.path) for file in listing.files)
-    number = max(1, min(len(listing.files), round(size / (request.shard_mb * 1e6))))
-    shards = []
-    for index in range(number):
-        first, last = (len(listing.files) * (index + i) // number for i in (0, 1))
-        path = request.out and request.out / f"{split}-{index:05d}-of-{number:05d}"
-        files = listing.files[first:last]
-        shards.append(Shard(path, files, listing.class_names, request.source))
-    return shards
-
-
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size  # noqa: PTH116  # a million times
-    except OSError:  # found bad when it is read
-        return 0
-
-
-@contextlib.contextmanager
-def _only_writer(out: Path | None) -> Iterator[None]:
-    """Makes the folder and holds a lock in it, which dies with its process.
-
-    Raises:
-        UserError: where it cannot be written, now or later, or another process writes there.
-    """
-    import tensorflow as tf
-
-    if out is None:
-        yield
-        return
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with (out / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"--out={out}: another process is writing there; wait for it, or stop it"
-                ) from None
-            yield
-    except OSError as error:
-        raise UserError(f"--out={out}: cannot be written ({error.strerror})") from None
-    except tf.errors.OpError as error:  # of TensorFlow's writer
-        raise UserError(f"--out={out}: cannot be written ({error.message})") from None
-
-
-def _refuse_other_shards(out: Path, shards: dict[str, list[Shard]]) -> None:
-    planned = {shard.path for one in shards.values() for shard in one}
-    for split in shards:
-        others = sorted(set(out.glob(f"{split}-?????-of-?????")) - planned)
-        if others:
-            raise UserError(
-                f"--out={out}: has other shards, as {others[0].name}, of other data or another "
-                f"--shard_mb; remove them, or name another folder"
-            )
-
-
-def _make_all(shards: dict[str, list[Shard]], threads: int) -> dict[str, list[dict[str, Any]]]:
-    """The receipts of all shards, by split, in order."""
-    total = sum(len(shard.files) for one in shards.values() for shard in one)
-    with (
-        tqdm(total=total, unit="image", dynamic_ncols=True) as bar,
-        concurrent.futures.ThreadPoolExecutor(threads) as pool,
-    ):
-        futures = {
-            split: [pool.submit(_make, shard, bar) for shard in one]
-            for split, one in shards.items()
-        }
-        try:
-            return {split: [f.result() for f in found] for split, found in futures.items()}
-        except BaseException:  # Ctrl-C too: those not begun are dropped, those begun end
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _make(shard: Shard, bar: tqdm) -> dict[str, Any]:
-    """Makes a shard, unless it is there already, and returns its receipt."""
-    made_of = _made_of(shard)
-    kept = _kept(shard)
-    if kept and kept.get("made_of") == made_of:
-        bar.update(len(shard.files))
-        return kept
-    receipt = {"made_of": made_of, **_write_records(shard, bar)}
-    if shard.path is not None:
-        receipt |= {"bytes": shard.path.stat().st_size, "sha256": _sha256(shard.path)}
-        write_atomically(shard.receipt, json.dumps(receipt))
-    return receipt
-
-
-def _kept(shard: Shard) -> dict[str, Any] | None:
-    """The receipt of a shard that is there, and holds all of its images: what could not be read
-    may be readable now."""
-    if shard.path is None:
-        return None
-    try:
-        receipt = json.loads(shard.receipt.read_text(encoding="utf-8"))
-        whole = receipt["bytes"] == shard.path.stat().st_size and not receipt["bad"]
-    except (OSError, ValueError, KeyError, TypeError):  # none, or one that a power cut damaged
-        return None
-    return receipt if whole else None
-
-
-def _made_of(shard: Shard) -> str:
-    """Differs where the files of a shard, their labels, sizes or times do."""
-    digest = hashlib.sha256()
-    for path, label in shard.files:
-        try:
-            status = os.stat(path)  # noqa: PTH116  # a million times
-            stamp = f"{status.st_size} {status.st_mtime_ns}"
-        except OSError as error:
-            stamp = str(error.errno)
-        digest.update(f"{path} {label} {stamp}\n".encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
-
-
-def _write_records(shard: Shard, bar: tqdm) -> dict[str, Any]:
-    import tensorflow as tf
-
-    from trainer.data.examples import reason_of
-    from trainer.data.images import decode_whole
-
-    bad: list[str] = []
-    classes: collections.Counter[str] = collections.Counter()
-    temporary = shard.path and shard.path.with_name(f".{shard.path.name}.tmp")
-    writer = tf.io.TFRecordWriter(str(temporary)) if temporary else None
-    for path, label in shard.files:
-        try:
-            encoded = Path(path).read_bytes()
-            height, width, _ = decode_whole(tf.constant(encoded)).shape
-        except OSError as error:
-            bad.append(f"{path}\t{error.strerror}")
-        except tf.errors.OpError as error:
-            bad.append(f"{path}\t{reason_of(error)}")
-        else:
-            name = shard.class_names[label]
-            classes[name] += 1
-            if writer:
-                relative = os.path.relpath(path, shard.root)
-                writer.write(_example(encoded, label, name, relative, height, width))
-        bar.update()
-    if writer and temporary and shard.path:
-        writer.close()
-        temporary.replace(shard.path)
-    return {"examples": classes.total(), "classes": dict(classes), "bad": bad}
-
-
-def _example(
-    encoded: bytes, label: int, name: str, relative: str, height: int, width: int
-) -> bytes:
-    """A `tf.train.Example` with the field names that ImageNet's have."""
-    import tensorflow as tf
-
-    def text(value: bytes) -> tf.train.Feature:
-        return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
-
-    def number(value: int) -> tf.train.Feature:
-        return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
-
-    features = {
-        "image/encoded": text(encoded),
-        "image/class/label": number(label),
-        "image/class/text": text(os.fsencode(name)),
-        "image/filename": text(os.fsencode(relative)),
-        "image/height": number(height),
-        "image/width": number(width),
-    }
-    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(
-        deterministic=True
-    )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _tell(problems: Sequence[str], bad: Sequence[str], out: Path | None) -> None:
-    for line in [*problems, *(text.replace("\t", ": ") for text in bad[:_SHOWN])]:
-        print(f"bad: {line}")
-    if len(bad) > _SHOWN:
-        print(f"and {len(bad) - _SHOWN} more bad images")
-    if bad and out:
-        write_atomically(out / _BAD, "".join(f"{line}\n" for line in bad), "surrogateescape")
-        print(f"all bad images: {out / _BAD}")
-
-
-def _manifest(class_names: Sequence[str], receipts: dict[str, list[dict[str, Any]]]):
-    splits = {}
-    for split, found in receipts.items():
-        classes: collections.Counter[str] = collections.Counter(dict.fromkeys(class_names, 0))
-        for receipt in found:
-            classes.update(receipt["classes"])
-        splits[split] = {
-            "examples": sum(receipt["examples"] for receipt in found),
-            "bad": sum(len(receipt["bad"]) for receipt in found),
-            "classes": dict(classes),
-            "shards": [
-                {key: receipt[key] for key in ("examples", "bytes", "sha256")} for receipt in found
-            ],
-        }
-    return {"class_names": list(class_names), "splits": splits}
+def main() -> None:
+    """Runs the verb and exits."""
+    command.run("trainer.prepare", prepare, FLAGS)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    main()

@@ -125,7 +125,7 @@ def main() -> None:
             loss = 0.0
             for start in range(0, num_steps, STEPS_PER_LOOP):
                 steps = min(STEPS_PER_LOOP, num_steps - start)
-                logs = trainer.train(tf.constant(steps))
+                logs = trainer.run.train(tf.constant(steps))
                 values = {name: orbit.utils.get_value(value) for name, value in logs.items()}
                 loss = float(values["training_loss"])
             return num_steps, loss

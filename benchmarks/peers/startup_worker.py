@@ -24,7 +24,7 @@ def main() -> None:
     import tensorflow as tf
 
     lap("import of TensorFlow")
-    import trainer.train  # noqa: F401  # all that a run imports
+    import trainer.run.train  # noqa: F401  # all that a run imports
 
     lap("our own imports")
     from benchmarks.peers import ours, protocol

@@ -17,8 +17,8 @@ import tests.parity.reference  # first: it makes torchvision importable  # noqa:
 
 import timm  # isort: skip
 from tests.parity.cases import CLASSES
-from trainer import tensor_file
 from trainer.errors import UserError
+from trainer.models.weights import tensor_file
 
 
 def check_that_timm_takes_our_exports(folder: Path) -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from tests.models.test_parity import model_of
 from tests.parity.cases import CASES, images
-from tests.test_parity import model_of
-from trainer import tensor_file
 from trainer.config import Config, ModelConfig
-from trainer.weights import torch_tensors
+from trainer.models.weights import tensor_file
+from trainer.models.weights.load import torch_tensors
 
 
 def main() -> None:

@@ -7,7 +7,6 @@ data's checksum. An index is made once, by seeking from header to header, and ke
 import concurrent.futures
 import os
 import struct
-import uuid
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from trainer.errors import UserError
+from trainer.files import replacing
 
 INDEX = ".records.index.npz"  # its name, in the folder of the shards
 _HEADER, _FOOTER = 12, 4  # bytes
@@ -75,13 +75,10 @@ def _save(shards: Sequence[Shard], kept_at: Path) -> None:
         "offsets": np.concatenate([shard.offsets for shard in shards]).astype(np.int64),
     }
     # Several workers may write it at once, on several machines.
-    temporary = kept_at.with_name(f"{kept_at.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with replacing(kept_at, unique=True) as new, new.open("wb") as file:
             np.savez(file, **arrays)
-        temporary.replace(kept_at)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         print(f"{kept_at}: cannot be written ({error.strerror}); going on without", flush=True)
 
 

@@ -8,8 +8,8 @@ from typing import Protocol
 import tensorflow as tf
 
 from trainer.config import Config
-from trainer.data import SOURCES
 from trainer.errors import UserError
+from trainer.registry import SOURCES
 
 
 class Source(Protocol):

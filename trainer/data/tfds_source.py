@@ -4,7 +4,6 @@ Imports nothing but what TFDS needs to open a prepared data set. Nothing is down
 download can take days and a terabyte, so it is a command of its own, named in the error.
 """
 
-import fcntl
 import os
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from trainer.config import Config
 from trainer.data.record_index import INDEX, index_shards
 from trainer.data.tfrecord import Records, RecordSource
 from trainer.errors import UserError
+from trainer.files import locked
 
 # Data sets of images of one size up to this are decoded once and kept in memory (CIFAR-10: 150 MB).
 _IN_MEMORY_BYTES = 2**30
@@ -73,8 +73,7 @@ def _digits(data_dir: str) -> tfds.core.DatasetBuilder:
             return builder
         Path(data_dir).mkdir(parents=True, exist_ok=True)
         # Two processes that start at once must not both write it.
-        with open(Path(data_dir) / ".digits.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(Path(data_dir) / ".digits.lock"):
             builder = Digits(data_dir=data_dir)  # anew: another process may have prepared it
             if not builder.is_prepared():
                 tfds.disable_progress_bar()

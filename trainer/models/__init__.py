@@ -1,38 +1,12 @@
-"""Model families, one file each: `MODELS` maps a name to the file that builds it.
+"""Model families, one file each.
 
-A file has `build(config: Config) -> tf_keras.Model`, and its models a line here. It may have
+A file has `build(config: Config) -> tf_keras.Model`, and its models have a line each in
+`trainer/registry.py`. It may have
 
-- `SETTINGS`: which of `model.blur_pool`, `stochastic_depth` and `dropout` its models heed; another
-  one is refused;
-- `NAMES`: what other libraries call the layers, for weights from there: see names.py.
+- `SETTINGS`: which of `model.blur_pool`, `stochastic_depth` and `dropout` its models support; the
+  others are refused;
+- `NAMES`: what other libraries call the layers, for weights from there: see weights/names.py.
 
 The direct layers of a model are named after their stage, `stem`, `stage1_block1`, `head_pool`:
 what stands before the first underscore. The layer `head` makes the logits.
-
-The values are module names, loaded on demand: reading the dict imports no TensorFlow.
 """
-
-_RESNET = (
-    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
-    *("resnet50_v1", "resnet101_v1", "resnet152_v1"),
-    *("resnet18d", "resnet34d", "resnet50d", "resnet101d", "resnet152d", "resnet200d"),
-    *("seresnet18", "seresnet34", "seresnet50", "seresnet101", "seresnet152"),
-    *("resnetrs50", "resnetrs101", "resnetrs152", "resnetrs200"),
-    *("resnetrs270", "resnetrs350", "resnetrs420"),
-    *("resnext50_32x4d", "resnext101_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
-    *("wide_resnet50_2", "wide_resnet101_2"),
-    *("resnet20", "resnet32", "resnet44", "resnet56", "resnet110"),
-)
-_WIDE_RESNET = ("wrn16_4", "wrn16_8", "wrn28_2", "wrn28_10", "wrn40_2", "wrn40_4")
-_VGG = ("vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn")
-_MOBILENET = (
-    *("mobilenetv2_050", "mobilenetv2_100", "mobilenetv2_140"),
-    *("mobilenetv3_large_100", "mobilenetv3_small_100"),
-)
-
-MODELS: dict[str, str] = {
-    **dict.fromkeys(_RESNET, "trainer.models.resnet"),
-    **dict.fromkeys(_WIDE_RESNET, "trainer.models.wide_resnet"),
-    **dict.fromkeys(_VGG, "trainer.models.vgg"),
-    **dict.fromkeys(_MOBILENET, "trainer.models.mobilenet"),
-}

@@ -1,0 +1,230 @@
+"""Every kind of model trains, in both precisions and on two replicas; what its settings do."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+
+from tests import small_models
+from tests.conftest import strategy_of
+from tests.step_runs import Run
+from trainer import config as config_lib
+from trainer.config import Config
+from trainer.errors import UserError
+from trainer.models import randomness
+from trainer.models.build import build_model
+from trainer.models.layers import BlurPool, Dropout, StochasticDepth, make_divisible
+from trainer.models.vgg import adaptive_mean_pool
+
+STEPS = 40
+
+
+def config_of(digits_config: Config, name: str, *settings: str) -> Config:
+    """The digits recipe with this model, small enough for a test of its own."""
+    size = 32 if name == "tiny_vgg" else 16
+    constants = [f"model.name={name}", f"data.image_size={size}", "data.global_batch_size=32"]
+    constants += ["optimizer.learning_rate=0.05", "optimizer.schedule=constant"]
+    constants += ["optimizer.warmup_epochs=0"]
+    return config_lib.override(digits_config, [*constants, *settings])
+
+
+def losses(run: Run, steps: int) -> np.ndarray:
+    return np.asarray(run.train(steps).loss)
+
+
+def weights(run: Run) -> np.ndarray:
+    return np.concatenate([np.ravel(v.numpy()) for v in run.state.model.trainable_variables])
+
+
+@pytest.mark.parametrize(
+    "precision", ["float32", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize("name", small_models.FAMILIES)
+def test_each_family_trains_on_two_replicas(digits_config, digits, name, precision):
+    config = config_of(digits_config, name, f"precision={precision}")
+    run = Run(config, digits, strategy_of(2))
+    before = {v.name: v.numpy() for v in run.state.model.variables}
+    found = losses(run, STEPS)
+    assert found[-4:].mean() < 0.97 * found[:4].mean()
+    # Everything that the model has takes part.
+    unmoved = [v.name for v in run.state.model.variables if np.all(v.numpy() == before[v.name])]
+    assert unmoved == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tiny_rs",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("tiny_resnext", "tiny_wrn", "tiny_mobilenetv3")
+        ),
+    ],
+)
+def test_two_replicas_and_one_train_the_same(digits_config, digits, name):
+    config = config_of(digits_config, name, "model.dropout=0.2", "model.stochastic_depth=0.3")
+    one, two = (Run(config, digits, strategy_of(n)) for n in (1, 2))
+    start = weights(one)
+    first, second = losses(one, 1), losses(two, 1)
+    # After one step: later, an activation of zero, up to rounding, may be on either side of it.
+    apart = np.linalg.norm(weights(one) - weights(two))
+    assert apart < 1e-4 * np.linalg.norm(weights(one) - start)
+    first, second = (np.append(a, losses(run, 3)) for a, run in ((first, one), (second, two)))
+    np.testing.assert_allclose(first, second, rtol=1e-3)
+
+
+def test_what_training_leaves_out_depends_on_the_step_and_not_on_the_parts(digits_config, digits):
+    """A run in parts, of more micro-batches and from its middle, draws the same numbers."""
+    settings = ("model.stochastic_depth=0.5", "model.dropout=0.5", "model.zero_init_residual=false")
+    # Without batch norm's statistics, which the parts of a batch do not share.
+    settings += ("model.batch_norm_inference=true", "data.crop=none", "data.pad=0")
+    config = config_of(digits_config, "tiny_bottleneck", *settings)
+    whole = Run(config, digits, strategy_of(1))
+    parts = Run(dataclasses.replace(config, accumulation_steps=4), digits, strategy_of(2))
+    first, second = losses(whole, 3), losses(parts, 3)
+    np.testing.assert_allclose(first, second, rtol=1e-4)
+    other = config_lib.override(config, ["model.dropout=0.0", "model.stochastic_depth=0.0"])
+    assert abs(losses(Run(other, digits, strategy_of(1)), 1)[0] - first[0]) > 1e-3
+
+
+def test_replicas_agree_on_the_statistics_of_a_batch_norm_that_is_not_ours(digits_config, digits):
+    config = config_of(digits_config, "keras_norm", "model.sync_batch_norm=false")
+    run = Run(config, digits, strategy_of(2))
+    losses(run, 3)
+    for variable in run.state.model.variables:
+        first, second = run.strategy.experimental_local_results(variable)
+        np.testing.assert_array_equal(first, second)
+
+
+# --- random numbers ---------------------------------------------------------------------------
+
+
+def drawn(step: int, first: int, count: int, stream: int = 0, seed: int = 0, shape=(3,)):
+    with randomness.examples(seed, step, tf.constant(first), 64):
+        return randomness.uniform(count, list(shape), stream).numpy()
+
+
+def test_rows_of_a_batch_have_their_numbers_whoever_draws_them():
+    whole = drawn(7, 0, 64)
+    np.testing.assert_array_equal(np.concatenate([drawn(7, n, 16) for n in (0, 16, 32, 48)]), whole)
+
+
+def test_steps_streams_and_seeds_draw_independently():
+    size = (4096,)
+    samples = [
+        drawn(step, 0, 64, stream, seed, size).ravel()
+        for step, stream, seed in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))
+    ]
+    for index, sample in enumerate(samples):
+        n = sample.size
+        assert abs(sample.mean() - 0.5) < 4 * np.sqrt(1 / 12 / n)
+        assert sample.min() >= 0
+        assert sample.max() < 1
+        for other in samples[:index]:
+            assert abs(np.corrcoef(sample, other)[0, 1]) < 4 / np.sqrt(n)
+
+
+@pytest.mark.parametrize("layer", [StochasticDepth(0.25, 0), Dropout(0.25, 0)])
+def test_dropping_keeps_the_expectation_and_evaluation_drops_nothing(layer):
+    x = tf.ones([64, 8, 8, 4])
+    with randomness.examples(0, 3, 0, 64):
+        y = layer(x, training=True).numpy()
+    assert set(np.unique(y)) == {0.0, np.float32(1 / 0.75)}
+    whole_examples = all(len(np.unique(example)) == 1 for example in y)
+    assert whole_examples == isinstance(layer, StochasticDepth)
+    draws = 64 if whole_examples else y.size
+    assert abs((y > 0).mean() - 0.75) < 4 * np.sqrt(0.25 * 0.75 / draws)
+    np.testing.assert_array_equal(layer(x, training=False), x)
+
+
+def test_a_model_that_drops_says_what_it_needs_in_training():
+    with pytest.raises(RuntimeError, match=r"randomness\.examples"):
+        Dropout(0.5, 0)(tf.ones([2, 3]), training=True)
+
+
+def test_stochastic_depth_grows_linearly_with_the_block():
+    """Huang et al. 2016, equation 4: p_l = l / L of the last one's."""
+    config = config_lib.override(Config(), ["model.stochastic_depth=0.2", "model.name=resnet50"])
+    model = build_model(config, channels=3)
+    rates = [block.drop.rate for stage in model.stages for block in stage]
+    np.testing.assert_allclose(rates, 0.2 * np.arange(1, 17) / 16)
+    streams = [block.drop.stream for stage in model.stages for block in stage]
+    assert len({*streams, model.dropout.stream}) == 17
+
+
+# --- layers -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 8])
+def test_blur_pool_is_the_binomial_filter_at_every_second_pixel(size):
+    x = np.random.default_rng(0).standard_normal((2, size, size, 3)).astype(np.float32)
+    padded = np.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)], "reflect" if size > 1 else "edge")
+    weights = np.array([1, 2, 1]) / 4
+    expected = np.zeros((2, -(-size // 2), -(-size // 2), 3))
+    for i in range(expected.shape[1]):
+        for j in range(expected.shape[2]):
+            window = padded[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3]
+            expected[:, i, j] = np.einsum("nhwc,h,w->nc", window, weights, weights)
+    np.testing.assert_allclose(BlurPool()(x), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("size", "wanted"), [(7, 7), (14, 7), (1, 7), (10, 7), (5, 3)])
+def test_adaptive_pooling_is_the_mean_of_its_windows(size, wanted):
+    x = np.random.default_rng(0).standard_normal((2, size, size, 3)).astype(np.float32)
+    ends = [(i * size // wanted, -(-(i + 1) * size // wanted)) for i in range(wanted)]
+    expected = np.array([[x[:, a:b, c:d].mean((1, 2)) for c, d in ends] for a, b in ends])
+    expected = expected.transpose(2, 0, 1, 3)
+    np.testing.assert_allclose(adaptive_mean_pool(tf.constant(x), wanted), expected, atol=1e-6)
+
+
+def test_widths_are_divisible_by_8_and_lose_no_tenth():
+    assert [make_divisible(n) for n in (1, 16, 20, 22.4, 33.6, 44.8, 11)] == [
+        *(8, 16, 24, 24, 32, 48, 16)
+    ]
+    for channels in np.arange(8, 400, 0.7):
+        assert make_divisible(channels) % 8 == 0
+        assert make_divisible(channels) >= 0.9 * channels
+
+
+# --- settings ---------------------------------------------------------------------------------
+
+
+def build(*settings: str, size: int = 32) -> tf_keras.Model:
+    config = config_lib.override(Config(), [f"data.image_size={size}", *settings])
+    return build_model(config, channels=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("vgg11_bn", "model.blur_pool=true"),
+        ("vgg11_bn", "model.stochastic_depth=0.1"),
+        ("mobilenetv2_100", "model.blur_pool=true"),
+        ("wrn16_4", "model.blur_pool=true"),
+    ],
+)
+def test_a_setting_that_a_family_lacks_is_refused(name, setting):
+    field, _, value = setting.partition("=")
+    with pytest.raises(UserError) as caught:
+        build(f"model.name={name}", setting)
+    assert f"{field} ({value.capitalize()}): {name} does not have it" in str(caught.value)
+
+
+def test_vgg_says_how_large_images_must_be():
+    with pytest.raises(
+        UserError,
+        match=r"data.image_size \(16\): must be at least 32 for vgg11_bn.*data.train_sizes",
+    ):
+        build("model.name=vgg11_bn", size=16)
+
+
+def test_every_direct_layer_has_a_name_of_its_own():
+    for name in small_models.FAMILIES:
+        model = build(f"model.name={name}")
+        names = [layer.name for layer in model.layers]
+        assert len(set(names)) == len(names)
+        assert all(
+            n.partition("_")[0].rstrip("0123456789") in ("stem", "stage", "head") for n in names
+        )

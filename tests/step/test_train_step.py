@@ -1,0 +1,312 @@
+"""The train step: the same weights on any number of replicas, one trace, all or nothing."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.conftest import strategy_of, with_data, with_model, with_optimizer
+from tests.step_runs import Run, relative
+from trainer.config import Config
+from trainer.data.pipeline import eval_dataset, eval_steps
+from trainer.devices.compilation import choose_compilation
+from trainer.errors import UserError
+from trainer.run.agreement import make_agreement
+from trainer.step import train_step as steps
+from trainer.step.eval_step import make_eval_loop
+from trainer.step.state import TrainState
+
+# Float rounding: sums in another order, and 20 steps that amplify it. A wrong divisor, by contrast,
+# is off by a factor (see test_a_local_divisor_is_found_out).
+_TOLERANCE = 1e-4
+
+
+def _synchronized(config: Config, value: bool) -> Config:
+    model = dataclasses.replace(config.model, sync_batch_norm=value)
+    return dataclasses.replace(config, model=model)
+
+
+def _furthest(run: Run, reference: Run) -> float:
+    """The largest relative distance of a weight or a batch norm statistic, tensor by tensor."""
+    pairs = zip(run.state.model.variables, reference.state.model.variables, strict=True)
+    return max(relative(a.numpy(), b.numpy()) for a, b in pairs)
+
+
+@pytest.fixture(scope="module")
+def config(small_config) -> Config:
+    return small_config
+
+
+@pytest.fixture(scope="module")
+def one_replica(config, digits):
+    run = Run(config, digits, strategy_of(1))
+    return run, run.train(20)
+
+
+class _Noisy:
+    """Digits under noise. The black around a digit is one value in many pixels, which cross ReLU's
+    kink all together: there, two runs on one replica whose weights differ by 1e-7 differ by 1e-2
+    some steps later, so that no two ways of computing a step could be compared over 20 of them.
+    """
+
+    def __init__(self, source):
+        self.class_names, self.channels = source.class_names, source.channels
+        self.image_shape = source.image_shape
+        self._source = source
+        shape = (len(source), *source.image_shape)
+        self._noise = tf.constant(np.random.default_rng(0).integers(0, 128, shape, np.uint8))
+
+    def __len__(self):
+        return len(self._source)
+
+    def fetch(self, indices):
+        images, labels = self._source.fetch(indices)
+        return images // 2 + tf.gather(self._noise, indices), labels
+
+
+@pytest.fixture(scope="module")
+def noisy_on_one_replica(digits_config, digits):
+    # Nothing black (see _Noisy), and a rate at which training itself does not magnify rounding.
+    config = with_data(digits_config, crop="none", pad=0, image_size=8)
+    config = with_optimizer(config, learning_rate=0.02)
+    run = Run(dataclasses.replace(config, ema_decay=0.9), _Noisy(digits), strategy_of(1))
+    return run, run.train(20)
+
+
+@pytest.mark.parametrize("num_replicas", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_replicas_end_in_the_same_weights(noisy_on_one_replica, num_replicas):
+    """ResNet-20, SyncBN, 20 steps: losses, weights, statistics, averages."""
+    reference, expected = noisy_on_one_replica
+    run = Run(reference.config, reference.source, strategy_of(num_replicas))
+    metrics = run.train(20)
+    np.testing.assert_allclose(metrics.loss, expected.loss, rtol=_TOLERANCE)
+    np.testing.assert_array_equal(metrics.accuracy, expected.accuracy)
+    assert _furthest(run, reference) < _TOLERANCE
+    average = zip(run.state.ema_model.variables, reference.state.ema_model.variables, strict=True)
+    assert max(relative(a.numpy(), b.numpy()) for a, b in average) < _TOLERANCE
+    for variable in run.state.variables:  # every replica has every value, to the bit
+        first, *others = run.strategy.experimental_local_results(variable)
+        for other in others:
+            np.testing.assert_array_equal(first, other)
+
+
+@pytest.mark.parametrize("num_replicas", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_replicas_see_the_same_losses_on_the_default(digits_config, digits, num_replicas):
+    """The default recipe itself, for the steps before rounding grows (see _Noisy)."""
+    losses = [Run(digits_config, digits, strategy_of(n)).train(8).loss for n in (1, num_replicas)]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=_TOLERANCE)
+
+
+def test_a_local_divisor_is_found_out(config, digits, one_replica, monkeypatch):
+    """The mistake of tf#55321: a replica divides its loss by its own number of examples."""
+    reference, expected = one_replica
+    original = steps.softmax_cross_entropy
+
+    def divided_locally(logits, labels, smoothing):
+        # The step divides by the global batch: times global over local is division by the local.
+        return original(logits, labels, smoothing) * (64 / logits.shape[0])
+
+    run = Run(config, digits, strategy_of(2))
+    monkeypatch.setattr(steps, "softmax_cross_entropy", divided_locally)
+    metrics = run.train(20)
+    assert np.abs(metrics.loss / expected.loss - 1).max() > 100 * _TOLERANCE
+    assert _furthest(run, reference) > 100 * _TOLERANCE
+
+
+def test_all_lengths_share_one_trace_and_one_sequence(config, digits, one_replica):
+    reference, expected = one_replica
+    run = Run(config, digits, strategy_of(1))
+    losses = np.concatenate([run.train(length).loss for length in (1, 7, 2, 10)])
+    assert run.loop.experimental_get_tracing_count() == 1
+    np.testing.assert_allclose(losses, expected.loss, rtol=1e-5)
+    assert run.state.global_step.numpy() == reference.state.global_step.numpy() == 20
+
+
+def test_the_metrics_are_those_of_the_batch(config, digits):
+    """Against a step written out eagerly: loss, accuracy, gradient norm, learning rate, update."""
+    config = with_optimizer(config, clip_norm=0.5, warmup_epochs=0.0)
+    run = Run(config, digits, strategy_of(1))
+    twin = Run(config, digits, strategy_of(1))
+    images, labels = next(twin.iterator)
+    weights = twin.state.model.trainable_variables
+    before = [v.numpy().astype(np.float64) for v in weights]
+    with tf.GradientTape() as tape:
+        x = (tf.cast(images, tf.float32) / 255 - config.data.mean[0]) / config.data.std[0]
+        logits = twin.state.model(x, training=True)
+        target = tf.one_hot(labels, 10) * 0.9 + 0.01
+        loss = tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(target, logits))
+    gradients = [g.numpy().astype(np.float64) for g in tape.gradient(loss, weights)]
+    norm = np.sqrt(sum((g**2).sum() for g in gradients))
+    metrics = run.train(1)
+    assert metrics.loss[0] == pytest.approx(float(loss), rel=1e-5)
+    assert metrics.accuracy[0] == np.mean(np.argmax(logits, -1) == labels)
+    assert metrics.gradient_norm[0] == pytest.approx(norm, rel=1e-4)
+    assert metrics.learning_rate[0] == pytest.approx(0.1)
+    assert norm > 0.5, "clipping must do something here"
+    for variable, w, g in zip(run.state.model.trainable_variables, before, gradients, strict=True):
+        # Clip, decay kernels only, then Nesterov's first step: w -= lr (g + 0.9 g).
+        decay = config.optimizer.weight_decay * w if w.ndim > 1 else 0
+        expected = w - 0.1 * 1.9 * (g * (0.5 / norm) + decay)
+        assert relative(variable.numpy(), expected) < 1e-4
+
+
+@pytest.mark.parametrize("num_replicas", [1, 2])
+def test_accumulation_is_the_big_batch(config, digits, num_replicas):
+    """With a model without batch norm, whose statistics are of a micro-batch by definition."""
+    linear = with_model(config, "linear")
+    whole, parts = (
+        Run(dataclasses.replace(linear, accumulation_steps=n), digits, strategy_of(num_replicas))
+        for n in (1, 4)
+    )
+    expected, metrics = whole.train(10), parts.train(10)
+    np.testing.assert_allclose(metrics.loss, expected.loss, rtol=1e-5)
+    assert _furthest(parts, whole) < 1e-5
+
+
+def test_without_sync_batch_norm_replicas_keep_equal_statistics(config, digits):
+    config = _synchronized(config, False)
+    run = Run(config, digits, strategy_of(2))
+    run.train(3)
+    statistics = run.state.model.non_trainable_variables
+    for variable in statistics:
+        first, second = run.strategy.experimental_local_results(variable)
+        np.testing.assert_array_equal(first, second)
+    synchronized = Run(_synchronized(config, True), digits, strategy_of(2))
+    synchronized.train(3)
+    assert _furthest(run, synchronized) > _TOLERANCE  # it is another computation
+
+
+@pytest.mark.parametrize("num_replicas", [1, 2])
+def test_an_overflow_skips_the_whole_step(config, digits, num_replicas):
+    config = dataclasses.replace(config, precision="mixed_float16", initial_loss_scale=2.0**14)
+    run = Run(config, digits, strategy_of(num_replicas))
+    run.train(2)
+    assert run.state.applied_steps.numpy() == 2
+    run.state.loss_scale.assign(float("inf"))  # the next gradient overflows
+    before = run.variables()
+    metrics = run.train(1)
+    assert metrics.applied[0] == 0
+    after = run.variables()
+    counters = {run.state.global_step.name, run.state.loss_scale.name, run.state.good_steps.name}
+    changed = {n for n in before if not np.array_equal(before[n], after[n], equal_nan=True)}
+    assert {n.partition(" ")[2] for n in changed} <= counters
+    run.state.loss_scale.assign(2.0**14)
+    run.train(1)
+    assert run.state.applied_steps.numpy() == 3
+
+
+def test_the_loss_scale_halves_on_overflow_and_doubles_after_a_row(monkeypatch):
+    monkeypatch.setattr(steps, "LOSS_SCALE_GROWTH_STEPS", 3)
+    scale, good = tf.Variable(8.0), tf.Variable(0, dtype=tf.int64)
+    history = []
+    for finite in (True, True, False, True, True, True, True, False, False, False, False, False):
+        steps._update_loss_scale(scale, good, tf.constant(finite))
+        history.append(float(scale))
+    assert history == [8, 8, 4, 4, 4, 8, 8, 4, 2, 1, 1, 1]  # and never below 1
+
+
+def test_evaluating_the_average_leaves_the_weights_alone(config, digits):
+    run = Run(config, digits, strategy_of(2))
+    run.train(3)
+    before = run.variables()
+    dataset = run.strategy.distribute_datasets_from_function(
+        lambda context: eval_dataset(config, digits, context)
+    )
+    totals = [
+        make_eval_loop(config, run.strategy, model)(iter(dataset), tf.constant(2))
+        for model in (run.state.model, run.state.ema_model)
+    ]
+    assert float(totals[0].loss) != float(totals[1].loss)  # they are two models
+    after = run.variables()
+    for name, value in before.items():
+        assert after[name].tobytes() == value.tobytes(), name
+
+
+def test_the_average_follows_its_closed_form(config, digits):
+    config = dataclasses.replace(config, ema_decay=0.5)
+    run = Run(config, digits, strategy_of(1))
+    expected = [v.numpy().astype(np.float64) for v in run.state.model.variables]
+    for t in range(1, 5):
+        run.train(1)
+        decay = min(0.5, (1 + t) / (10 + t))
+        expected = [
+            decay * a + (1 - decay) * v.numpy()
+            for a, v in zip(expected, run.state.model.variables, strict=True)
+        ]
+    for average, value in zip(run.state.ema_model.variables, expected, strict=True):
+        assert relative(average.numpy(), value) < 1e-5
+
+
+@pytest.mark.usefixtures("xla")
+@pytest.mark.parametrize(
+    ("num_replicas", "sync_batch_norm", "accumulation_steps", "expected"),
+    [(1, True, 1, "step"), (1, True, 2, "step"), (2, False, 1, "forward_backward")],
+)
+def test_xla_on_cpu_computes_the_same(
+    config, digits, num_replicas, sync_batch_norm, accumulation_steps, expected
+):
+    config = dataclasses.replace(config, xla="on", accumulation_steps=accumulation_steps)
+    config = _synchronized(config, sync_batch_norm)
+    compiled = choose_compilation(config, strategy_of(num_replicas)).compiled
+    assert compiled == expected
+    plain, run = (
+        Run(config, digits, strategy_of(num_replicas)),
+        Run(config, digits, strategy_of(num_replicas), compiled),
+    )
+    np.testing.assert_allclose(run.train(3).loss, plain.train(3).loss, rtol=1e-4)
+    assert _furthest(run, plain) < 1e-3
+
+
+def test_xla_is_chosen_and_refused_with_a_reason(config):
+    one, two = strategy_of(1), strategy_of(2)
+    auto = choose_compilation(config, one)
+    assert auto.compiled == "nothing"
+    assert "oneDNN" in auto.reason
+    assert choose_compilation(dataclasses.replace(config, xla="off"), two).compiled == "nothing"
+    with pytest.raises(
+        UserError, match=r"xla is 'on' and model\.sync_batch_norm is true.*2 CPU replicas"
+    ):
+        choose_compilation(dataclasses.replace(config, xla="on"), two)
+
+
+@pytest.mark.parametrize("num_replicas", [1, 2, 4])
+@pytest.mark.parametrize("eval_batch_size", [1437, 256, 1000, 7000])
+def test_evaluation_counts_every_example_once(config, digits, num_replicas, eval_batch_size):
+    """1,437 divides by few of them, and 7,000 leaves whole replicas without an example."""
+    config = with_data(with_model(config, "linear"), eval_batch_size=eval_batch_size)
+    strategy = strategy_of(num_replicas)
+    with strategy.scope():
+        state = TrainState(config, digits.channels)
+    totals = make_eval_loop(config, strategy, state.model)(
+        iter(
+            strategy.distribute_datasets_from_function(
+                lambda context: eval_dataset(config, digits, context)
+            )
+        ),
+        tf.constant(eval_steps(config, digits, num_replicas)),
+    )
+    images, labels = digits.fetch(tf.range(len(digits), dtype=tf.int64))
+    logits = state.model((tf.cast(images, tf.float32) / 255 - config.data.mean) / config.data.std)
+    log_probabilities = tf.nn.log_softmax(logits).numpy().astype(np.float64)
+    order = np.argsort(-log_probabilities, axis=-1)
+    right = order == labels.numpy()[:, None]
+    assert float(totals.examples) == len(digits) == 1437
+    assert float(totals.top1) == right[:, :1].sum()
+    assert float(totals.top5) == right[:, :5].sum()
+    expected = -log_probabilities[np.arange(len(labels)), labels].sum()
+    assert float(totals.loss) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("logit", [0.0, float("nan")])
+def test_a_model_without_an_opinion_is_never_right(config, digits, logit):
+    config = with_data(config, eval_batch_size=1437)
+    model = lambda images, training: tf.fill([images.shape[0], 10], logit)  # noqa: E731
+    loop = make_eval_loop(config, strategy_of(1), model)
+    dataset = eval_dataset(config, digits, tf.distribute.InputContext())
+    totals = loop(iter(dataset), tf.constant(1))
+    assert (float(totals.top1), float(totals.top5)) == (0, 0)
+
+
+def test_one_worker_agrees_with_itself():
+    assert make_agreement(strategy_of(1))([1.0, 0.5]) == [1.0, 0.5]

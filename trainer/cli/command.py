@@ -1,0 +1,151 @@
+"""What all verbs share: flags that answer in one line, and exit codes. No TensorFlow."""
+
+import difflib
+import io
+import os
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from absl import app, flags
+
+from trainer import config as config_lib
+from trainer.errors import (
+    EXIT_DIVERGED,
+    EXIT_DONE,
+    EXIT_GROUP_BROKEN,
+    EXIT_INTERRUPTED,
+    EXIT_PREEMPTED,
+    EXIT_USER_ERROR,
+    DivergedError,
+    GroupError,
+    PreemptedError,
+    UserError,
+)
+
+_WIDTH = 80
+
+
+def run(
+    name: str,
+    verb: Callable[[], int],
+    own: flags.FlagValues,
+    argv: Sequence[str] | None = None,
+) -> NoReturn:
+    """Parses the flags, runs the verb, and exits with its code or with that of its error.
+
+    Args:
+        name: how the verb is typed, such as `trainer.main`.
+        own: the verb's flags; all others but absl's are refused.
+        argv: the program's name and the flags. Default: those of this process.
+    """
+
+    def main(argv: Sequence[str]) -> int:
+        del argv
+        try:
+            return verb()
+        except GroupError as error:
+            _exit_with_error(str(error), EXIT_GROUP_BROKEN)
+        except UserError as error:
+            _exit_with_error(str(error))
+        except PreemptedError as error:
+            print(f"stopped: {error}; the same command goes on from there")
+            return EXIT_PREEMPTED
+        except DivergedError as error:
+            print(f"diverged: {error}", file=sys.stderr)
+            return EXIT_DIVERGED
+        except KeyboardInterrupt:  # training takes Ctrl-C over when it begins (see train.py)
+            print("stopped", file=sys.stderr)
+            return EXIT_INTERRUPTED
+
+    _import_from_here()
+    for stream in (sys.stdout, sys.stderr):  # a file's name may be no text
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    description = sys.modules[verb.__module__].__doc__ or ""
+    app.run(main, argv=argv, flags_parser=lambda argv: _parse(name, description, own, argv))
+    raise AssertionError("app.run exits")
+
+
+def _import_from_here() -> None:
+    """Puts the current folder first on Python's path, as `python -m` does and scripts don't.
+
+    So `--set model.name=my_models.tinynet` finds a module of this folder either way.
+    """
+    here = str(Path.cwd())
+    if not sys.flags.safe_path and here not in sys.path:
+        sys.path.insert(0, here)
+
+
+def _parse(name: str, description: str, own: flags.FlagValues, argv: Sequence[str]) -> list[str]:
+    """Parses with absl, whose errors become one line and exit 2."""
+    known = flags.FlagValues()
+    for some in (own, _absl_flags(), _HELP):
+        known.append_flag_values(some)  # the flags themselves, not copies
+    try:
+        rest = known(list(argv))
+    except flags.UnrecognizedFlagError as error:
+        flag = error.flagname
+        _exit_with_error(f"--{flag}: not a flag of {name}; {_advice(flag, own, name)}")
+    except (flags.Error, ValueError) as error:
+        _exit_with_error(f"{error} (--help lists the flags of {name})")
+    own.mark_as_parsed()
+    flags.FLAGS.mark_as_parsed()
+    if known["help"].value or known["helpfull"].value:
+        print_and_exit(_help(description, known if known["helpfull"].value else own))
+    if len(rest) > 1:
+        _exit_with_error(f"{rest[1]!r}: arguments must be flags, such as --config={rest[1]}")
+    return rest
+
+
+def _absl_flags() -> flags.FlagValues:
+    """Returns absl's own flags, but those of its help, which knows only what `__main__` defines."""
+    found = flags.FlagValues()
+    for module, of_module in flags.FLAGS.flags_by_module_dict().items():
+        for flag in of_module:
+            if module.startswith("absl.") and "help" not in flag.name:
+                found[flag.name] = flag
+    return found
+
+
+_HELP = flags.FlagValues()
+flags.DEFINE_bool("help", False, "List the verb's flags and exit.", _HELP, short_name="?")
+flags.DEFINE_bool("helpfull", False, "List absl's flags too and exit.", _HELP)
+
+
+def _advice(flag: str, own: flags.FlagValues, name: str) -> str:
+    """Returns what to type instead of a flag that the verb does not have."""
+    if near := difflib.get_close_matches(flag, list(own), n=1):
+        return f"did you mean --{near[0]}?"
+    fields = [path for path in config_lib.to_dict(config_lib.Config()) if "set" in own]
+    if of_config := [path for path in fields if flag in (path, path.rpartition(".")[2])]:
+        return f"did you mean --set {of_config[0]}=…?"
+    return f"--help lists the flags of {name}"
+
+
+def _help(description: str, shown: flags.FlagValues) -> str:
+    lines = [description.strip(), ""]
+    for flag in [shown[name] for name in sorted(shown) if len(name) > 1]:
+        default = ",".join(flag.default) if isinstance(flag.default, list) else flag.default
+        default = "" if flag.boolean or default in (None, "") else f"={default}"
+        lines.append(f"  --{'[no]' * flag.boolean}{flag.name}{default}")
+        indent = " " * 6
+        text = " ".join((flag.help or "").split())
+        lines += textwrap.wrap(text, _WIDTH, initial_indent=indent, subsequent_indent=indent)
+    return "\n".join([*lines, "", "--helpfull lists the flags of absl too."])
+
+
+def print_and_exit(text: str) -> NoReturn:
+    """Prints what a flag such as `--help` asks for, and exits 0."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # `| head` has read enough; at exit, Python would write again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(EXIT_DONE)
+
+
+def _exit_with_error(message: str, code: int = EXIT_USER_ERROR) -> NoReturn:
+    print("error:", " ".join(message.split()), file=sys.stderr)  # one line, whatever is quoted
+    sys.exit(code)

@@ -1,0 +1,36 @@
+"""What a run computes: frozen dataclasses, loaded from a file and overridden with `--set`.
+
+Imports no TensorFlow, so that a typo is answered in under a second.
+"""
+
+from trainer.config.fields import (
+    MAX_ROLLBACKS,
+    AugmentConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+)
+from trainer.config.file import (
+    differences,
+    from_dict,
+    load,
+    override,
+    short_hash,
+    to_dict,
+)
+
+__all__ = [
+    "MAX_ROLLBACKS",
+    "AugmentConfig",
+    "Config",
+    "DataConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "differences",
+    "from_dict",
+    "load",
+    "override",
+    "short_hash",
+    "to_dict",
+]

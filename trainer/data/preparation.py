@@ -1,0 +1,324 @@
+"""Folders of images as sharded TFRecord files: verified, written in parallel, resumable.
+
+Shards appear whole, each with a receipt next to it that says what is in it and what it was made of.
+`manifest.json`, written last, has counts, classes and checksums.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+from tqdm import tqdm
+
+from trainer.config import Config, DataConfig
+from trainer.data.folder import ImageFile, Listing, list_images
+from trainer.data.images import decode_whole
+from trainer.data.record_index import INDEX, index_shards
+from trainer.data.tfrecord import MANIFEST
+from trainer.errors import UserError
+from trainer.failures import reason_of
+from trainer.files import locked, replacing, write_atomically
+
+_BAD = "bad_examples.txt"
+_SHOWN = 20  # bad images named on the terminal
+
+
+class Request(NamedTuple):
+    """What the flags ask for."""
+
+    source: Path
+    out: Path | None  # None: only verify
+    splits: tuple[str, str] = ("train", "val")  # training's, then evaluation's
+    eval_fraction: float | None = None
+    shard_mb: float = 128.0
+    threads: int = 1
+    skip: bool = False  # go on without bad images
+
+
+class PlannedShard(NamedTuple):
+    """A file to make, and what goes in."""
+
+    path: Path | None  # None: only verify
+    files: Sequence[ImageFile]
+    class_names: Sequence[str]
+    root: Path
+
+    @property
+    def receipt(self) -> Path:
+        """Beside the shard: what is in it, and of what it was made."""
+        assert self.path is not None
+        return self.path.with_name(f".{self.path.name}.json")
+
+
+def prepare(request: Request) -> None:
+    """Verifies all images, and writes the shards, their index and the manifest.
+
+    Raises:
+        UserError: where the source or the target cannot be used; and, unless they are skipped, for
+            bad images, when all have been found.
+    """
+    out, config = request.out, _config(request)
+    listings = {split: list_images(config, split, request.source) for split in request.splits}
+    problems = [problem for listing in listings.values() for problem in listing.problems]
+    shards = {split: _plan(split, listing, request) for split, listing in listings.items()}
+    with _only_writer(out):
+        if out:
+            _refuse_other_shards(out, shards)
+            for name in (MANIFEST, _BAD):  # of what is about to change
+                (out / name).unlink(missing_ok=True)
+        receipts = _make_all(shards, request.threads)
+        _finish(request, listings, problems, shards, receipts)
+
+
+def _finish(
+    request: Request,
+    listings: dict[str, Listing],
+    problems: Sequence[str],
+    shards: dict[str, list[PlannedShard]],
+    receipts: dict[str, list[dict[str, Any]]],
+) -> None:
+    """Tells what is bad, and writes the index and the manifest."""
+    out = request.out
+    bad = [line for found in receipts.values() for receipt in found for line in receipt["bad"]]
+    _tell(problems, bad, out)
+    if (problems or bad) and not request.skip:
+        raise UserError(
+            f"{len(problems) + len(bad)} bad: mend or remove them, or go on without them with "
+            f"--on_bad_example=skip"
+        )
+    for split, found in receipts.items():
+        print(f"{split}: {sum(r['examples'] for r in found):,} images in {len(found)} shard(s)")
+    if out:
+        paths = {split: [str(shard.path) for shard in planned] for split, planned in shards.items()}
+        indexed = index_shards([path for one in paths.values() for path in one], out / INDEX)
+        counts = [receipt["examples"] for found in receipts.values() for receipt in found]
+        for shard, count in zip(indexed, counts, strict=True):
+            if shard.cut or len(shard.offsets) != count:
+                raise UserError(
+                    f"{shard.path}: has {len(shard.offsets)} whole records, and {count} were "
+                    f"written; remove it, and run the same command again"
+                )
+        manifest = _manifest(listings[request.splits[0]].class_names, receipts)
+        write_atomically(out / MANIFEST, json.dumps(manifest, indent=1))
+        train_split, eval_split = request.splits
+        print(
+            f"{out / MANIFEST}: written; train with --data_dir={out} --set data.name=tfrecord "
+            f"--set data.train_split={train_split} --set data.eval_split={eval_split}"
+        )
+
+
+def _config(request: Request) -> Config:
+    """What the folder source asks for, as a run's config."""
+    data = DataConfig(
+        name="folder",
+        train_split=request.splits[0],
+        eval_split=request.splits[1],
+        eval_fraction=request.eval_fraction,
+    )
+    return dataclasses.replace(Config(), data=data)
+
+
+def _plan(split: str, listing: Listing, request: Request) -> list[PlannedShard]:
+    """Shards of as many images each, in the listing's order, which mixes the classes."""
+    size = sum(_size(file.path) for file in listing.files)
+    number = max(1, min(len(listing.files), round(size / (request.shard_mb * 1e6))))
+    shards = []
+    for index in range(number):
+        first, last = (len(listing.files) * (index + i) // number for i in (0, 1))
+        path = request.out and request.out / f"{split}-{index:05d}-of-{number:05d}"
+        files = listing.files[first:last]
+        shards.append(PlannedShard(path, files, listing.class_names, request.source))
+    return shards
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size  # noqa: PTH116  # a million times
+    except OSError:  # found bad when it is read
+        return 0
+
+
+@contextlib.contextmanager
+def _only_writer(out: Path | None) -> Iterator[None]:
+    """Makes the folder and holds a lock in it, which dies with its process.
+
+    Raises:
+        UserError: where it cannot be written, now or later, or another process writes there.
+    """
+    if out is None:
+        yield
+        return
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with locked(out / ".lock", wait=False):
+            yield
+    except BlockingIOError:
+        raise UserError(
+            f"--out={out}: another process is writing there; wait for it, or stop it"
+        ) from None
+    except OSError as error:
+        raise UserError(f"--out={out}: cannot be written ({error.strerror})") from None
+    except tf.errors.OpError as error:  # of TensorFlow's writer
+        raise UserError(f"--out={out}: cannot be written ({error.message})") from None
+
+
+def _refuse_other_shards(out: Path, shards: dict[str, list[PlannedShard]]) -> None:
+    planned = {shard.path for one in shards.values() for shard in one}
+    for split in shards:
+        others = sorted(set(out.glob(f"{split}-?????-of-?????")) - planned)
+        if others:
+            raise UserError(
+                f"--out={out}: has other shards, as {others[0].name}, of other data or another "
+                f"--shard_mb; remove them, or name another folder"
+            )
+
+
+def _make_all(
+    shards: dict[str, list[PlannedShard]], threads: int
+) -> dict[str, list[dict[str, Any]]]:
+    """The receipts of all shards, by split, in order."""
+    total = sum(len(shard.files) for one in shards.values() for shard in one)
+    with (
+        tqdm(total=total, unit="image", dynamic_ncols=True) as bar,
+        concurrent.futures.ThreadPoolExecutor(threads) as pool,
+    ):
+        futures = {
+            split: [pool.submit(_make, shard, bar) for shard in one]
+            for split, one in shards.items()
+        }
+        try:
+            return {split: [f.result() for f in found] for split, found in futures.items()}
+        except BaseException:  # Ctrl-C too: those not begun are dropped, those begun end
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _make(shard: PlannedShard, bar: tqdm) -> dict[str, Any]:
+    """Makes a shard, unless it is there already, and returns its receipt."""
+    made_of = _made_of(shard)
+    kept = _kept(shard)
+    if kept and kept.get("made_of") == made_of:
+        bar.update(len(shard.files))
+        return kept
+    receipt = {"made_of": made_of, **_write_records(shard, bar)}
+    if shard.path is not None:
+        receipt |= {"bytes": shard.path.stat().st_size, "sha256": _sha256(shard.path)}
+        write_atomically(shard.receipt, json.dumps(receipt))
+    return receipt
+
+
+def _kept(shard: PlannedShard) -> dict[str, Any] | None:
+    """The receipt of a shard that is there, and holds all of its images: what could not be read
+    may be readable now."""
+    if shard.path is None:
+        return None
+    try:
+        receipt = json.loads(shard.receipt.read_text(encoding="utf-8"))
+        whole = receipt["bytes"] == shard.path.stat().st_size and not receipt["bad"]
+    except (OSError, ValueError, KeyError, TypeError):  # none, or one that a power cut damaged
+        return None
+    return receipt if whole else None
+
+
+def _made_of(shard: PlannedShard) -> str:
+    """Differs where the files of a shard, their labels, sizes or times do."""
+    digest = hashlib.sha256()
+    for path, label in shard.files:
+        try:
+            status = os.stat(path)  # noqa: PTH116  # a million times
+            stamp = f"{status.st_size} {status.st_mtime_ns}"
+        except OSError as error:
+            stamp = str(error.errno)
+        digest.update(f"{path} {label} {stamp}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _write_records(shard: PlannedShard, bar: tqdm) -> dict[str, Any]:
+    bad: list[str] = []
+    classes: collections.Counter[str] = collections.Counter()
+    with contextlib.ExitStack() as stack:
+        writer = None
+        if shard.path is not None:
+            new = stack.enter_context(replacing(shard.path))
+            writer = stack.enter_context(tf.io.TFRecordWriter(str(new)))
+        for path, label in shard.files:
+            try:
+                encoded = Path(path).read_bytes()
+                height, width, _ = decode_whole(tf.constant(encoded)).shape
+            except OSError as error:
+                bad.append(f"{path}\t{error.strerror}")
+            except tf.errors.OpError as error:
+                bad.append(f"{path}\t{reason_of(error)}")
+            else:
+                name = shard.class_names[label]
+                classes[name] += 1
+                if writer:
+                    relative = os.path.relpath(path, shard.root)
+                    writer.write(_example(encoded, label, name, relative, height, width))
+            bar.update()
+    return {"examples": classes.total(), "classes": dict(classes), "bad": bad}
+
+
+def _example(
+    encoded: bytes, label: int, name: str, relative: str, height: int, width: int
+) -> bytes:
+    """A `tf.train.Example` with the field names that ImageNet's have."""
+
+    def text(value: bytes) -> tf.train.Feature:
+        return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+
+    def number(value: int) -> tf.train.Feature:
+        return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
+
+    features = {
+        "image/encoded": text(encoded),
+        "image/class/label": number(label),
+        "image/class/text": text(os.fsencode(name)),
+        "image/filename": text(os.fsencode(relative)),
+        "image/height": number(height),
+        "image/width": number(width),
+    }
+    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(
+        deterministic=True
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _tell(problems: Sequence[str], bad: Sequence[str], out: Path | None) -> None:
+    for line in [*problems, *(text.replace("\t", ": ") for text in bad[:_SHOWN])]:
+        print(f"bad: {line}")
+    if len(bad) > _SHOWN:
+        print(f"and {len(bad) - _SHOWN} more bad images")
+    if bad and out:
+        lines = "".join(f"{line}\n" for line in bad)
+        write_atomically(out / _BAD, lines, errors="surrogateescape")
+        print(f"all bad images: {out / _BAD}")
+
+
+def _manifest(class_names: Sequence[str], receipts: dict[str, list[dict[str, Any]]]):
+    splits = {}
+    for split, found in receipts.items():
+        classes: collections.Counter[str] = collections.Counter(dict.fromkeys(class_names, 0))
+        for receipt in found:
+            classes.update(receipt["classes"])
+        splits[split] = {
+            "examples": sum(receipt["examples"] for receipt in found),
+            "bad": sum(len(receipt["bad"]) for receipt in found),
+            "classes": dict(classes),
+            "shards": [
+                {key: receipt[key] for key in ("examples", "bytes", "sha256")} for receipt in found
+            ],
+        }
+    return {"class_names": list(class_names), "splits": splits}

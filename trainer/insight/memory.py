@@ -1,0 +1,204 @@
+"""How much memory a train step takes: an estimate from the step's own graph.
+
+The graph of forward and backward is gone through in its order; what an operation makes is held from
+there until the last operation that reads it. That is what TensorFlow's executor does, but for the
+order of what is independent, for what convolutions work in, and for what the allocator wastes: for
+these there is an allowance, as measured on a CPU (tests/test_memory.py).
+"""
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import tensorflow as tf
+import tf_keras
+
+from trainer.config import Config
+from trainer.step.optim import OPTIMIZERS
+from trainer.step.train_step import forward_backward
+
+# A batch that no other axis has, so that an axis of this length tells what grows with the batch.
+_MARKER = 1009
+
+# What measured peaks (ResNet-18 and -50, SE-ResNet-50, ResNeXt-50, wide ResNet-50, VGG-11 and -16,
+# MobileNetV2 and V3) had beyond the graph's own: a share of what comes with each image, larger in
+# half precision; what the allocator wastes; and copies of the largest kernel, in the layouts that
+# oneDNN's matrix products want, outside of TensorFlow's allocator. How many there are at once is a
+# matter of what the executor runs side by side: VGG-11's step, in float32, takes 2.3 GiB with one
+# thread for operations, 2.6 or 2.7 with two, 2.7 with four.
+_ALLOWANCE = {"float32": 1.1, "mixed_bfloat16": 1.2, "mixed_float16": 1.2}
+_WASTE = 64 * 2**20
+_KERNEL_COPIES = 1.25
+
+# What hands its input on, without a copy.
+_ALIASES = {"Identity", "Reshape", "Squeeze", "ExpandDims", "StopGradient", "PreventGradient"}
+# What writes its result over an input of the same size that nobody else reads.
+_IN_PLACE = {
+    *("AddV2", "Add", "Sub", "Mul", "Neg", "RealDiv", "Maximum", "Minimum", "AddN"),
+    *("Relu", "Relu6", "ReluGrad", "Relu6Grad", "Sigmoid", "SigmoidGrad", "BiasAdd"),
+}
+# What holds no memory of its own.
+_FREE = {"Const", "Placeholder", "ReadVariableOp", "NoOp", "AssignVariableOp"}
+
+
+class TrainingMemory(NamedTuple):
+    """What a train step holds, as the greatest of `fixed + batch_size * per_image` bytes over the
+    points of its way: forward, where activations are what counts, and back, where gradients are.
+
+    The process itself, TensorFlow and the graph, comes on top: 0.7 GiB on a CPU.
+    """
+
+    points: tuple[tuple[int, int], ...]  # fixed and per_image, of those that can be the greatest
+
+    def at(self, batch_size: int) -> int:
+        """The peak of a micro-batch of so many images, in bytes."""
+        return max(fixed + batch_size * per_image for fixed, per_image in self.points)
+
+    def batch_that_fits(self, memory: int) -> int:
+        """The largest micro-batch for so many bytes; 0 where not even one image fits."""
+        return max(0, min((memory - fixed) // max(each, 1) for fixed, each in self.points))
+
+
+class _Size(NamedTuple):
+    """Bytes, of which some come with each image."""
+
+    fixed: int
+    per_image: int
+
+
+def training_graph(config: Config, model: tf_keras.Model, channels: int) -> tf.Graph:
+    """Traces the train step's forward and backward pass for one micro-batch of `_MARKER` images."""
+    size = config.data.image_size
+    data = dataclasses.replace(config.data, global_batch_size=_MARKER)
+    whole_batch = dataclasses.replace(config, data=data)
+
+    @tf.function
+    def gradients(images, labels):
+        return forward_backward(whole_batch, model, None, 0, 0, images, labels).gradients
+
+    images = tf.TensorSpec([_MARKER, size, size, channels], tf.uint8)
+    labels = tf.TensorSpec([_MARKER], tf.int32)
+    return gradients.get_concrete_function(images, labels).graph
+
+
+def kept_by_layer(graph: tf.Graph) -> Counter[str]:
+    """Bytes an image that the forward pass of each direct layer keeps for the backward pass."""
+    operations = _needed(graph)
+    start = next(i for i, op in enumerate(operations) if "gradient_tape" in op.name)
+    forward = {op.name for op in operations[:start]}
+    kept = {
+        source.ref(): source
+        for op in operations[start:]
+        for source in map(_source, op.inputs)
+        if source.op.name in forward and source.op.type not in _FREE
+    }
+    sizes: Counter[str] = Counter()
+    for source in kept.values():
+        sizes[_layer(source.op)] += _size(source).per_image
+    return sizes
+
+
+def training_memory(config: Config, model: tf_keras.Model, graph: tf.Graph) -> TrainingMemory:
+    """The estimate, for this graph and the config's optimizer, average and accumulation."""
+    operations = _needed(graph)
+    readers: Counter = Counter()
+    for op in operations:
+        readers.update({_source(tensor).ref() for tensor in op.inputs})
+    for tensor in graph.structured_outputs:
+        readers[_source(tensor).ref()] += 1  # gradients stay until they are applied
+    held = _Size(0, 0)
+    walk = []
+    for op in operations:
+        if op.type in _FREE or op.type in _ALIASES:
+            continue
+        made = [_size(tensor) for tensor in op.outputs if readers[tensor.ref()]]
+        sources = {_source(tensor).ref(): _source(tensor) for tensor in op.inputs}
+        for reference in sources:
+            readers[reference] -= 1
+        done = [
+            _size(source)
+            for reference, source in sources.items()
+            if not readers[reference] and source.op.type not in _FREE
+        ]
+        if op.type in _IN_PLACE and made and made[0] in done:
+            done.remove(made[0])
+        else:
+            held = _plus(held, *made)
+            walk.append(held)
+        held = _minus(held, *done)
+    always = _state_bytes(config, model)
+    allowance = _ALLOWANCE[config.precision]
+    points = {(size.fixed + always, round(allowance * size.per_image)) for size in walk}
+    return TrainingMemory(_greatest(points))
+
+
+def _needed(graph: tf.Graph) -> list[tf.Operation]:
+    """The operations that the gradients or the statistics depend on, in order: TensorFlow leaves
+    out the others, as the backward pass of what is frozen."""
+    wanted = [tensor.op for tensor in graph.structured_outputs]
+    wanted += [op for op in graph.get_operations() if op.type == "AssignVariableOp"]
+    seen = set()
+    while wanted:
+        op = wanted.pop()
+        if op.name not in seen:
+            seen.add(op.name)
+            wanted += [tensor.op for tensor in op.inputs]
+    return [op for op in graph.get_operations() if op.name in seen]
+
+
+def _greatest(points: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Without those that another one exceeds in both."""
+    found: list[tuple[int, int]] = []
+    for fixed, per_image in sorted(points, reverse=True):
+        if not found or per_image > found[-1][1]:
+            found.append((fixed, per_image))
+    return tuple(found)
+
+
+def _state_bytes(config: Config, model: tf_keras.Model) -> int:
+    """What is there at any time: variables, slots, average, copies and waste, and the sums of
+    gradients where they are accumulated. The gradients of one micro-batch are in the graph."""
+    variables = sum(4 * math.prod(v.shape) for v in model.variables)
+    trainable = sum(4 * math.prod(v.shape) for v in model.trainable_variables)
+    compute = tf.as_dtype(tf_keras.mixed_precision.Policy(config.precision).compute_dtype)
+    largest = max((math.prod(v.shape) for v in model.trainable_variables), default=0)
+    averages = 1 if config.ema_decay is not None else 0
+    sums = 1 if config.accumulation_steps > 1 else 0
+    return (
+        variables * (1 + averages)
+        + trainable * (OPTIMIZERS[config.optimizer.name].SLOTS + sums)
+        + round(_KERNEL_COPIES * largest * compute.size)
+        + _WASTE
+    )
+
+
+def _source(tensor: tf.Tensor) -> tf.Tensor:
+    """The tensor whose memory this one is."""
+    while tensor.op.type in _ALIASES:
+        tensor = tensor.op.inputs[0]
+    return tensor
+
+
+def _size(tensor: tf.Tensor) -> _Size:
+    if tensor.dtype in (tf.resource, tf.variant) or tensor.shape.rank is None:
+        return _Size(0, 0)
+    known = [1 if n is None else n for n in tensor.shape]
+    numbers = math.prod(known) * tensor.dtype.size
+    return _Size(0, numbers // _MARKER) if _MARKER in known else _Size(numbers, 0)
+
+
+def _plus(first: _Size, *others: _Size) -> _Size:
+    sizes = (first, *others)
+    return _Size(sum(s.fixed for s in sizes), sum(s.per_image for s in sizes))
+
+
+def _minus(first: _Size, *others: _Size) -> _Size:
+    return _plus(first, *(_Size(-s.fixed, -s.per_image) for s in others))
+
+
+def _layer(op: tf.Operation) -> str:
+    """The direct layer in whose call an operation was made: `resnet50/stage1_block1/…`."""
+    parts = op.name.split("/")
+    return parts[1] if len(parts) > 2 else ""

@@ -1,0 +1,111 @@
+"""Files of named tensors, as PyTorch's libraries write them: read and written with NumPy alone.
+
+A `.pth` is read by PyTorch itself, where it is installed, with `weights_only=True`: a pickle could
+run any code.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401  # teaches NumPy the name bfloat16
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from trainer.errors import UserError
+from trainer.files import replacing
+
+PICKLES = (".pth", ".pt", ".bin", ".tar")
+SUFFIXES = (".safetensors", *PICKLES)
+# Under what trainers keep the weights in a checkpoint of theirs, the moving average first. What
+# PyTorch's wrappers put before names, of parallel, averaged and compiled models.
+_NESTED = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
+_PREFIXES = ("module.", "_orig_mod.")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """All tensors of a file by name, without what PyTorch's wrappers put before the names.
+
+    Raises:
+        UserError: for a file that cannot be read, or that holds no tensors.
+    """
+    try:
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    is_pickle = path.suffix.lower() in PICKLES
+    tensors = _read_pickle(path) if is_pickle else _read_safetensors(path)
+    tensors.pop("n_averaged", None)  # of an averaged model: how many went in
+    if not tensors:
+        raise UserError(f"{path}: holds no tensors; is it a model's weights?")
+    while prefix := next((p for p in _PREFIXES if all(n.startswith(p) for n in tensors)), ""):
+        tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return tensors
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says beside its tensors, as `write` puts it there; of another file,
+    or of one that cannot be read, nothing."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError):
+        return {}
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: is no safetensors file, or damaged ({reason})") from None
+
+
+def _read_pickle(path: Path) -> dict[str, np.ndarray]:
+    try:
+        import torch  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise UserError(
+            f"{path}: is PyTorch's format, which needs PyTorch to read: pip install torch, or take "
+            f"the weights as .safetensors"
+        ) from None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        for name in _NESTED:
+            if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+                content = content[name]
+                break
+        if not isinstance(content, Mapping):
+            raise UserError(f"{path}: holds a {type(content).__name__}, not tensors by name")
+        return {
+            name: (value.float() if value.is_floating_point() else value).detach().numpy()
+            for name, value in content.items()
+            if isinstance(name, str) and isinstance(value, torch.Tensor)
+        }
+    except UserError:
+        raise
+    except Exception as error:  # what it raises depends on what the file is
+        lines = _COLOUR.sub("", str(error)).splitlines() or [type(error).__name__]
+        raise UserError(
+            f"{path}: cannot be read as weights alone ({lines[0][:200]}); save the model's "
+            f"state_dict, or take the weights as .safetensors"
+        ) from None
+
+
+def write(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:
+    """Writes a safetensors file, whole or not at all.
+
+    Raises:
+        UserError: where it cannot be written.
+    """
+    try:
+        with replacing(path) as new:
+            save_file(dict(tensors), new, metadata={k: str(v) for k, v in metadata.items()})
+    except (OSError, SafetensorError) as error:
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+        raise UserError(f"{path}: cannot be written ({reason})") from None

@@ -1,0 +1,109 @@
+"""A run's folder: its name, its owner and its config. Imports no TensorFlow.
+
+WORKDIR/config.json  metrics.jsonl  checkpoints/  train/  eval/  DONE
+"""
+
+import contextlib
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from trainer import config as config_lib
+from trainer.config import Config
+from trainer.errors import UserError
+from trainer.files import locked, write_atomically
+
+
+def default_path(config_path: str, config: Config) -> str:
+    """`runs/<config>-<hash of the fields that change results>`."""
+    return str(Path("runs") / f"{Path(config_path).stem}-{config_lib.short_hash(config)}")
+
+
+class RunFolder:
+    """The folder of one run, owned by this process until it ends, in whatever way.
+
+    Args:
+        path: the folder; created if needed.
+        config: what this process would compute.
+        is_chief: whether this process writes to it.
+
+    Raises:
+        UserError: if the folder cannot be written, another process trains in it, or it holds a run
+            that computes something else.
+    """
+
+    def __init__(self, path: str, config: Config, is_chief: bool = True):
+        if "://" in path:
+            raise UserError(f"--workdir={path}: must be a local or mounted folder, not an address")
+        self.path = Path(path)
+        self.is_chief = is_chief
+        self.checkpoints = self.path / "checkpoints"
+        self.metrics = self.path / "metrics.jsonl"
+        self._config_file = self.path / "config.json"
+        self._done_file = self.path / "DONE"
+        self._locks = contextlib.ExitStack()  # held until this process ends
+        if self.is_chief:
+            self._make_and_lock()
+        self._refuse_another_run(config)
+
+    def _make_and_lock(self) -> None:
+        path = self.path / ".lock"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = self._locks.enter_context(locked(path, wait=False))
+        except BlockingIOError:
+            owner = path.read_text(encoding="utf-8").strip()
+            raise UserError(
+                f"--workdir={self.path}: in use by process {owner}; wait for it, stop it, or name "
+                f"another folder"
+            ) from None
+        except OSError as error:
+            no_locks = error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL)
+            what = "its file system has no locks" if no_locks else "cannot be written"
+            raise UserError(
+                f"--workdir={self.path}: {what} ({error.strerror}); name another folder"
+            ) from None
+        lock.write(f"{os.getpid()}\n")
+        lock.truncate()
+        lock.flush()
+
+    def _refuse_another_run(self, config: Config) -> None:
+        saved = self.read_config()
+        if saved is None:
+            return
+        different = config_lib.differences(config_lib.to_dict(config), saved["config"])
+        if different:
+            raise UserError(
+                f"--workdir={self.path}: holds a run that computes something else "
+                f"({'; '.join(different)}); undo that change to resume it, or name another folder"
+            )
+
+    def read_config(self) -> dict[str, Any] | None:
+        """Returns what `write_config` saved, or None in a new folder."""
+        try:
+            saved = json.loads(self._config_file.read_text(encoding="utf-8"))
+            if not isinstance(saved["config"], dict):
+                raise TypeError("its 'config' is not an object")
+            return saved
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{self._config_file}: cannot be read ({error}); name another --workdir"
+            ) from None
+
+    def write_config(self, metadata: dict[str, Any]) -> None:
+        """Saves the metadata that checkpoints also hold: config, class names, normalisation."""
+        write_atomically(self._config_file, json.dumps(metadata, indent=1) + "\n")
+
+    @property
+    def is_done(self) -> bool:
+        return self._done_file.exists()
+
+    def write_done(self, summary: str) -> None:
+        write_atomically(self._done_file, summary + "\n")
+
+    def read_done(self) -> str:
+        return self._done_file.read_text(encoding="utf-8").rstrip()
