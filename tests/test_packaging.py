@@ -45,10 +45,8 @@ def test_a_command_is_what_python_dash_m_starts(command, target):
 
 
 def test_every_verb_has_a_command():
-    """A verb is a module that `python -m trainer.VERB` starts."""
-    starts = re.compile(r'^if __name__ == "__main__":$', re.MULTILINE)
     files = [*(ROOT / "trainer").glob("*.py"), *(ROOT / "trainer").glob("*/__main__.py")]
-    verbs = {path for path in files if starts.search(path.read_text())}
+    verbs = {path for path in files if re.search(r"\bcommand\.run\(", path.read_text())}
     modules = {target.partition(":")[0] for target in PROJECT["scripts"].values()}
     commands = {ROOT / f"{module.replace('.', '/')}.py" for module in modules}
     assert verbs == {path for path in commands if path.is_relative_to(ROOT / "trainer")}
@@ -114,7 +112,7 @@ def test_an_installed_trainer_finds_its_recipes_from_any_folder(wheel, tmp_path)
     elsewhere.mkdir()
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(installed)
-    program = "from trainer import recipes; print(recipes.find('configs/digits_resnet20.py'))"
+    program = "from trainer.config import recipes; print(recipes.find('configs/digits_resnet20.py'))"
     shown = subprocess.run(
         [sys.executable, "-c", program],
         cwd=elsewhere,

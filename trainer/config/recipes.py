@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-import trainer
-
 # Next to trainer/ in a checkout and in an installed package alike.
-SHIPPED = Path(trainer.__file__).parents[1] / "configs"
+SHIPPED = Path(__file__).parents[2] / "configs"
 
 
 def find(name: str) -> Path:

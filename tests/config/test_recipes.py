@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from trainer import recipes
+from trainer.config import recipes
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "configs" / "digits_resnet20.py"
 
 
@@ -68,6 +68,6 @@ def test_known_names_are_those_that_are_found(here):
 
 def test_a_checkout_is_used_without_being_installed(here):
     """`python -m trainer.main` from the repository's root, which no package metadata describes."""
-    command = [sys.executable, "-c", "from trainer import recipes; print(recipes.SHIPPED)"]
+    command = [sys.executable, "-c", "from trainer.config import recipes; print(recipes.SHIPPED)"]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert Path(shown.stdout.strip()) == ROOT / "configs"
