@@ -216,7 +216,7 @@ def test_the_readme_lists_every_recipe():
 
 
 def test_what_contributing_names_is_there():
-    """In its table, "`Name` in `file.py`" is defined in that file, and so is a dict's entry type."""
+    """Each "`Name` in `file.py`" of its table is defined in that file."""
     table = _TEXTS["CONTRIBUTING.md"].partition("## To add something")[2].partition("\n## ")[0]
     pairs = re.findall(r"`(\w+)` in `([\w/]+\.py)`", table)
     assert {name for name, _ in pairs} >= {"MODELS", "SOURCES", "OPTIMIZERS", "BACKENDS", "VERBS"}
