@@ -21,6 +21,7 @@ from tests.conftest import strategy_of
 from tests.step_runs import Run
 from trainer import config as config_lib
 from trainer.data.source import open_source
+from trainer.errors import UserError
 from trainer.insight.anatomy import anatomy
 from trainer.models.weights.load import torch_tensors
 from trainer.registry import MODELS
@@ -171,7 +172,9 @@ def test_every_link_and_named_file_is_there(page):
             headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
             slugs = {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
             assert anchor[1:] in slugs, (link, anchor)
-    names = re.findall(r"`((?:trainer|launch|configs|tests|benchmarks|docs)/[\w/.-]+)`", text)
+    names = re.findall(
+        r"`((?:trainer|configs|tests|benchmarks|docs)/[\w/.-]+|launch/[\w/]+\.py)`", text
+    )
     missing = [
         name for name in names if not re.search("[A-Z]{4}", name) and not (_ROOT / name).exists()
     ]
@@ -189,7 +192,7 @@ def test_every_field_exists():
 
 
 def test_the_example_error_is_the_real_one():
-    with pytest.raises(config_lib.UserError) as caught:
+    with pytest.raises(UserError) as caught:
         config_lib.override(config_lib.Config(), ["optimizer.learning_rte=0.1"])
     for page in ("README.md", "docs/training.md"):
         assert f"error: {caught.value}\n" in _TEXTS[page]
