@@ -68,16 +68,14 @@ def _launches() -> list[list[str]]:
     return [rest for words in _commands() if (rest := _after(words, "-m", "launch")) is not None]
 
 
-def _verbs() -> dict[str, list[list[str]]]:
-    """The arguments of every call of a verb, with those that a launched job has."""
-    found: dict[str, list[list[str]]] = {}
+def _calls() -> list[list[str]]:
+    """The module and the arguments of every call of a verb, those of launched jobs too."""
+    found = []
     for words in _commands():
-        if "-m" in words and (module := words[words.index("-m") + 1]).startswith("trainer."):
-            found.setdefault(module, []).append(_after(words, "-m", module) or [])
-    for words in _launches():
-        if words[0] == "submit":
-            found["trainer.main"].append(words[words.index("--") + 1 :])
-    return found
+        if "-m" in words and words[words.index("-m") + 1].startswith("trainer."):
+            found.append(words[words.index("-m") + 1 :])
+    submitted = [words for words in _launches() if words[0] == "submit"]
+    return found + [["trainer.main", *(_after(words, "--") or [])] for words in submitted]
 
 
 @pytest.fixture
@@ -92,35 +90,33 @@ def user_folder(tmp_path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("verb", ["main", "inspect", "prepare", "export", "preflight"])
-def test_every_command_parses(verb, user_folder):
-    calls = _verbs()[f"trainer.{verb}"]
+def _errors(calls: list[list[str]], folder: Path) -> dict[str, str]:
+    """What `tests.docs_commands` has against calls that a user makes in this folder."""
     result = subprocess.run(
-        [sys.executable, "-m", "tests.docs_commands", f"trainer.{verb}"],
+        [sys.executable, "-m", "tests.docs_commands"],
         input=json.dumps(calls),
-        cwd=user_folder,
-        env={**os.environ, "PYTHONPATH": f"{_ROOT}{os.pathsep}{user_folder}"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    errors = json.loads(result.stdout)
-    assert len(errors) == len(calls)
-    assert {shlex.join(call): e for call, e in zip(calls, errors, strict=True) if e} == {}
-
-
-def test_a_wrong_command_does_not_parse(user_folder):
-    calls = [["--set", "no.such=1"], ["--no_such"], ["--strategy=x"], ["--config=no.py"], []]
-    result = subprocess.run(
-        [sys.executable, "-m", "tests.docs_commands", "trainer.main"],
-        input=json.dumps(calls),
-        cwd=user_folder,
+        cwd=folder,
         env={**os.environ, "PYTHONPATH": str(_ROOT)},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert [bool(error) for error in json.loads(result.stdout)] == [True, True, True, True, False]
+    errors = json.loads(result.stdout)
+    return {shlex.join(call): e for call, e in zip(calls, errors, strict=True) if e}
+
+
+def test_every_command_parses(user_folder):
+    calls = _calls()
+    verbs = ("main", "inspect", "prepare", "export", "preflight")
+    assert {call[0] for call in calls} == {f"trainer.{verb}" for verb in verbs}
+    assert _errors(calls, user_folder) == {}
+
+
+def test_a_wrong_command_does_not_parse(user_folder):
+    wrong = ["--set=no.such=1", "--no_such", "--strategy=x", "--config=no.py", "positional"]
+    calls = [["trainer.main", argument] for argument in wrong]
+    calls += [["trainer.inspect", "--model=x"], ["trainer.preflight", "--tpu=v9:1x1"]]
+    assert list(_errors([*calls, ["trainer.main"]], user_folder)) == list(map(shlex.join, calls))
 
 
 @pytest.mark.parametrize("words", _launches(), ids=shlex.join)
