@@ -57,7 +57,9 @@ RINGS = [
 _CASES = flags.DEFINE_list("cases", list(CASES), "Which cases.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Starts of each kind.", lower_bound=1)
 _SECONDS = flags.DEFINE_float("seconds", 8.0, "About how long one measurement lasts.")
-_SYNC_BN = flags.DEFINE_list("sync_bn", ["false", "true"], "Batch norm over all workers, or not.")
+_SYNC_BATCH_NORM = flags.DEFINE_list(
+    "sync_batch_norm", ["false", "true"], "Batch norm over all workers, or not."
+)
 _PROCESSES = flags.DEFINE_list(
     "processes", ["2", "3", "4"], "Numbers of workers to count the traffic of."
 )
@@ -65,7 +67,9 @@ _OUT = flags.DEFINE_string("out", None, "The Markdown file to write, beside prin
 _JSON = flags.DEFINE_string("json", None, "A file for all numbers.")
 
 
-def start(case: Case, core: int, steps: int, sync_bn: bool = False, tf_config: dict | None = None):
+def start(
+    case: Case, core: int, steps: int, sync_batch_norm: bool = False, tf_config: dict | None = None
+):
     """One worker that measures so many steps; 0: as many as fit in --seconds."""
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
     environment.pop("TF_CONFIG", None)
@@ -74,7 +78,9 @@ def start(case: Case, core: int, steps: int, sync_bn: bool = False, tf_config: d
     command = [sys.executable, "-m", "benchmarks.peers.scaling_worker"]
     command += [f"--model={case.model}", f"--batch={case.batch}"]
     command += [f"--image_size={case.image_size}", f"--core={core}"]
-    command += [f"--steps={steps}", f"--seconds={_SECONDS.value}"] + ["--sync_bn"] * sync_bn
+    command += [f"--steps={steps}", f"--seconds={_SECONDS.value}"] + [
+        "--sync_batch_norm"
+    ] * sync_batch_norm
     return subprocess.Popen(
         command,
         cwd=ROOT,
@@ -117,7 +123,7 @@ def free_ports(number: int) -> list[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
-def cluster(case: Case, cores: Sequence[int], number: int, steps: int, sync_bn: bool):
+def cluster(case: Case, cores: Sequence[int], number: int, steps: int, sync_batch_norm: bool):
     """The answers of `number` workers that train together."""
     addresses = [f"localhost:{port}" for port in free_ports(number)]
     tasks = [{"type": "worker", "index": index} for index in range(number)]
@@ -127,7 +133,7 @@ def cluster(case: Case, cores: Sequence[int], number: int, steps: int, sync_bn: 
                 case,
                 cores[index % len(cores)],
                 steps,
-                sync_bn,
+                sync_batch_norm,
                 {"cluster": {"worker": addresses}, "task": task},
             )
             for index, task in enumerate(tasks)
@@ -135,20 +141,22 @@ def cluster(case: Case, cores: Sequence[int], number: int, steps: int, sync_bn: 
     )
 
 
-def measure(case: Case, cores: Sequence[int], sync_bn: Sequence[bool]) -> dict[str, list[float]]:
+def measure(
+    case: Case, cores: Sequence[int], sync_batch_norm: Sequence[bool]
+) -> dict[str, list[float]]:
     """Seconds a step: of one worker alone, of two side by side, of two together."""
     steps = results([start(case, cores[0], 0)])[0]["steps"]  # as many in every measurement
     found: dict[str, list[float]] = {"alone": [], "side by side": []}
-    found |= {f"together, sync_bn={flag}": [] for flag in sync_bn}
+    found |= {f"together, sync_batch_norm={flag}": [] for flag in sync_batch_norm}
     for index in range(_ROUNDS.value):
         alone = results([start(case, cores[index % 2], steps)])
         pair = results([start(case, core, steps) for core in cores])
         found["alone"].append(alone[0]["seconds_per_step"])
         # Two that train together wait for the slower one in each step.
         found["side by side"].append(max(answer["seconds_per_step"] for answer in pair))
-        for flag in sync_bn:
+        for flag in sync_batch_norm:
             answers = cluster(case, cores, 2, steps, flag)
-            found[f"together, sync_bn={flag}"].append(
+            found[f"together, sync_batch_norm={flag}"].append(
                 max(answer["seconds_per_step"] for answer in answers)
             )
         say(f"{case.model}: round {index + 1} of {_ROUNDS.value}")
@@ -175,16 +183,18 @@ def table(case: Case, found: dict[str, list[float]]) -> str:
     return markdown_table([*head, "efficiency against alone", "against side by side"], rows)
 
 
-def traffic(case: Case, cores: Sequence[int], sync_bn: Sequence[bool]) -> tuple[str, list[dict]]:
+def traffic(
+    case: Case, cores: Sequence[int], sync_batch_norm: Sequence[bool]
+) -> tuple[str, list[dict]]:
     """What one worker hands over to be reduced in a step, by number of workers."""
     cells, rows = [], []
     for number in (int(text) for text in _PROCESSES.value):
-        for flag in sync_bn:
+        for flag in sync_batch_norm:
             answer = cluster(case, cores, number, 1, flag)[0]
             count, size = len(answer["reduced_bytes"]), sum(answer["reduced_bytes"])
             cells.append([str(number), str(flag), str(count), f"{size / 1e6:.3f}"])
-            rows.append({"workers": number, "sync_bn": flag, **answer})
-    head = ["workers", "sync_bn", "reductions a step", "MB a step of a worker"]
+            rows.append({"workers": number, "sync_batch_norm": flag, **answer})
+    head = ["workers", "sync_batch_norm", "reductions a step", "MB a step of a worker"]
     return markdown_table(head, cells), rows
 
 
@@ -205,8 +215,8 @@ def on_paper(rows: Sequence[dict[str, Any]]) -> str:
             ms = bytes_ms + latency_ms
             least = ms * GOAL / (1 - GOAL)  # step / (step + ms) = GOAL
             numbers = [f"{value:.3g}" for value in (bytes_ms, latency_ms, ms)]
-            cells.append([ring.title, str(row["sync_bn"]), *numbers, f"≥ {least:.3g} ms"])
-    head = ["", "sync_bn", "bytes, ms", "latency, ms", "the two, ms"]
+            cells.append([ring.title, str(row["sync_batch_norm"]), *numbers, f"≥ {least:.3g} ms"])
+    head = ["", "sync_batch_norm", "bytes, ms", "latency, ms", "the two, ms"]
     text = (
         "On paper, all after the backward pass, nothing overlapped; bandwidth and latency assumed:"
     )
@@ -216,12 +226,14 @@ def on_paper(rows: Sequence[dict[str, Any]]) -> str:
 
 def main(argv: Sequence[str]) -> None:
     unknown = (set(_CASES.value) - set(CASES)) | set(argv[1:])
-    if unknown or not set(_SYNC_BN.value) <= {"false", "true"}:
-        raise app.UsageError(f"cases are {', '.join(CASES)}; sync_bn is false, true or both")
+    if unknown or not set(_SYNC_BATCH_NORM.value) <= {"false", "true"}:
+        raise app.UsageError(
+            f"cases are {', '.join(CASES)}; sync_batch_norm is false, true or both"
+        )
     cores = sorted(os.sched_getaffinity(0))[:2]
     if len(cores) < 2:
         raise app.UsageError("two cores are needed")
-    flags_of_bn = [text == "true" for text in _SYNC_BN.value]
+    flags_of_bn = [text == "true" for text in _SYNC_BATCH_NORM.value]
     document = [
         "# Data parallel, weak scaling",
         f"`python -m benchmarks.scaling {shlex.join(sys.argv[1:])}`, "

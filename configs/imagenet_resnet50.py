@@ -14,8 +14,11 @@ def get_config() -> Config:
     return Config(
         num_epochs=90.0,
         precision="mixed_bfloat16",
-        sync_bn=False,  # statistics of each replica's 128 images, as in the paper
-        model=ModelConfig(name="resnet50", num_classes=1000),
+        model=ModelConfig(
+            name="resnet50",
+            num_classes=1000,
+            sync_batch_norm=False,  # statistics of each replica's 128 images, as in the paper
+        ),
         data=DataConfig(
             name="imagenet2012",
             train_split="train",

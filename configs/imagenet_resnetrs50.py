@@ -13,10 +13,9 @@ def get_config() -> Config:
     return Config(
         num_epochs=350.0,
         precision="mixed_bfloat16",
-        sync_bn=False,
         label_smoothing=0.1,
         ema_decay=0.9999,
-        model=ModelConfig(name="resnetrs50", num_classes=1000, dropout=0.25),
+        model=ModelConfig(name="resnetrs50", num_classes=1000, dropout=0.25, sync_batch_norm=False),
         data=DataConfig(
             name="imagenet2012",
             train_split="train",

@@ -2,7 +2,7 @@
 
     python -m tests.docs_commands < CALLS
 
-reads a JSON list of argument lists, the module first, and prints a JSON list of errors: a text each,
+reads a JSON list of argument lists, the module first, and prints a JSON list of errors, each a text
 or null. Each call has a separate fork, because two verbs have flags of the same name.
 """
 
@@ -62,7 +62,7 @@ def error_of(call: list[str]) -> str | None:
 
 
 def main() -> None:
-    app.run = lambda main, argv=None, flags_parser=None: flags_parser(argv or sys.argv)
+    app.run = lambda main, argv=None, *, flags_parser: flags_parser(argv or sys.argv)
     print(json.dumps([error_of(call) for call in json.load(sys.stdin)]))
 
 

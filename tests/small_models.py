@@ -6,37 +6,37 @@ import tensorflow as tf
 import tf_keras
 from tf_keras import layers
 
-from trainer.config import Config
+from trainer.config import ModelConfig
 from trainer.models import mobilenet, resnet, vgg, wide_resnet
 
 SETTINGS = ("blur_pool", "stochastic_depth", "dropout")
 
 
-def linear(config: Config) -> tf_keras.Model:
+def linear(config: ModelConfig) -> tf_keras.Model:
     """Softmax regression: no batch norm."""
-    return tf_keras.Sequential([layers.Flatten(), layers.Dense(config.model.num_classes)])
+    return tf_keras.Sequential([layers.Flatten(), layers.Dense(config.num_classes)])
 
 
-def convnet(config: Config) -> tf_keras.Model:
+def convnet(config: ModelConfig) -> tf_keras.Model:
     """Convolutions without batch norm, so that parts of a batch compute what the whole does."""
     return tf_keras.Sequential(
         [
             layers.Conv2D(16, 3, padding="same", activation="relu", name="conv1"),
             layers.Conv2D(32, 3, 2, padding="same", activation="relu", name="conv2"),
             layers.GlobalAveragePooling2D(),
-            layers.Dense(config.model.num_classes, dtype="float32", name="head"),
+            layers.Dense(config.num_classes, dtype="float32", name="head"),
         ]
     )
 
 
-def keras_norm(config: Config) -> tf_keras.Model:
+def keras_norm(config: ModelConfig) -> tf_keras.Model:
     """With Keras' own batch norm, as a model of a user's may have."""
     return tf_keras.Sequential(
         [
             layers.Conv2D(8, 3, padding="same", name="conv1"),
             layers.BatchNormalization(name="norm1"),
             layers.GlobalAveragePooling2D(),
-            layers.Dense(config.model.num_classes, dtype="float32", name="head"),
+            layers.Dense(config.num_classes, dtype="float32", name="head"),
         ]
     )
 
@@ -55,8 +55,8 @@ class Fragile(tf_keras.Model):
         return self.head(self.flatten(images)) * tf.where(white, float("nan"), 1.0)[:, None]
 
 
-def fragile(config: Config) -> Fragile:
-    return Fragile(config.model.num_classes)
+def fragile(config: ModelConfig) -> Fragile:
+    return Fragile(config.num_classes)
 
 
 class Overflowing(tf_keras.Model):
@@ -82,8 +82,8 @@ class Overflowing(tf_keras.Model):
         return self.head(self.pool(amplify(self.conv2(self.conv1(images)))))
 
 
-def overflowing(config: Config) -> Overflowing:
-    return Overflowing(config.model.num_classes)
+def overflowing(config: ModelConfig) -> Overflowing:
+    return Overflowing(config.num_classes)
 
 
 class Hungry(tf_keras.Model):
@@ -101,38 +101,38 @@ class Hungry(tf_keras.Model):
         return logits + tf.reduce_mean(tf.tile(one[..., None], [1, 2**20, 2**20]), axis=-1)[:, :1]
 
 
-def hungry(config: Config) -> Hungry:
-    return Hungry(config.model.num_classes)
+def hungry(config: ModelConfig) -> Hungry:
+    return Hungry(config.num_classes)
 
 
-def _resnet(**settings) -> Callable[[Config], resnet.ResNet]:
+def _resnet(**settings) -> Callable[[ModelConfig], resnet.ResNet]:
     """One block a stage, narrow."""
     variant = resnet.Variant(
         **({"bottleneck": True, "depths": (1, 1), "widths": (16, 32)} | settings)
     )
-    return lambda config: resnet.ResNet(config, variant, config.model.name)
+    return lambda config: resnet.ResNet(config, variant, config.name)
 
 
-def _mobilenet(name: str, stages: slice) -> Callable[[Config], mobilenet.MobileNet]:
+def _mobilenet(name: str, stages: slice) -> Callable[[ModelConfig], mobilenet.MobileNet]:
     whole = mobilenet.VARIANTS[name]
     variant = whole._replace(stages=whole.stages[stages], last=32, features=min(whole.features, 32))
-    return lambda config: mobilenet.MobileNet(config, variant, config.model.name)
+    return lambda config: mobilenet.MobileNet(config, variant, config.name)
 
 
 # One of each family, which have each kind of layer between them.
-FAMILIES: dict[str, Callable[[Config], tf_keras.Model]] = {
+FAMILIES: dict[str, Callable[[ModelConfig], tf_keras.Model]] = {
     "tiny_resnet": _resnet(bottleneck=False),
     "tiny_rs": _resnet(stem="deep_conv", pool_shortcut=True, squeeze_excite=0.25),
     "tiny_resnext": _resnet(groups=4, group_width=16),
-    "tiny_wrn": lambda config: wide_resnet.WideResNet(config, 10, 1, config.model.name),
+    "tiny_wrn": lambda config: wide_resnet.WideResNet(config, 10, 1, config.name),
     "tiny_vgg": lambda config: vgg.VGG(
-        config, (1, 1, 1, 1, 1), config.model.name, (8, 8, 16, 16, 16), features=32
+        config, (1, 1, 1, 1, 1), config.name, (8, 8, 16, 16, 16), features=32
     ),
     "tiny_mobilenetv2": _mobilenet("mobilenetv2_050", slice(0, 2)),
     "tiny_mobilenetv3": _mobilenet("mobilenetv3_small_100", slice(0, 2)),
 }
 
-MODELS: dict[str, Callable[[Config], tf_keras.Model]] = {
+MODELS: dict[str, Callable[[ModelConfig], tf_keras.Model]] = {
     "linear": linear,
     "resnet8": _resnet(bottleneck=False, depths=(1, 1, 1), widths=(16, 32, 64), stem="cifar"),
     "convnet": convnet,
@@ -145,5 +145,5 @@ MODELS: dict[str, Callable[[Config], tf_keras.Model]] = {
 }
 
 
-def build(config: Config) -> tf_keras.Model:
-    return MODELS[config.model.name](config)
+def build(config: ModelConfig) -> tf_keras.Model:
+    return MODELS[config.name](config)

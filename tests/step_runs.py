@@ -17,15 +17,13 @@ import tensorflow as tf
 from tests import small_models
 from trainer import config as config_lib
 from trainer.config import Config
-from trainer.data.pipeline import batch_indices, distribute, train_dataset
+from trainer.data.pipeline import batch_indices, train_input
 from trainer.data.source import open_source
 from trainer.devices.cluster import tf_config_cluster
-from trainer.devices.strategy import choose_compilation
+from trainer.devices.compilation import choose_compilation
 from trainer.registry import MODELS
-from trainer.step import train_step as steps
-from trainer.step.optim import make_schedule
-from trainer.step.state import TrainState
-from trainer.step.train_step import make_train_loop
+from trainer.step.build import build_training
+from trainer.step.train_step import TrainMetrics
 
 
 class Run:
@@ -33,19 +31,21 @@ class Run:
 
     def __init__(self, config: Config, source, strategy: tf.distribute.Strategy, compiled=None):
         self.config, self.source, self.strategy = config, source, strategy
-        with strategy.scope():
-            self.state = TrainState(config, source.channels)
         steps_per_epoch = len(source) / config.data.global_batch_size
-        schedule = make_schedule(config, steps_per_epoch, round(steps_per_epoch * 30))
         compiled = compiled or choose_compilation(config, strategy).compiled
-        self.loop = make_train_loop(config, strategy, self.state, schedule, compiled)
-        self.iterator = iter(
-            distribute(strategy, lambda context: train_dataset(config, source, 0, context))
+        self.state, _, self.loop = build_training(
+            config,
+            strategy,
+            source.channels,
+            steps_per_epoch,
+            round(steps_per_epoch * 30),
+            compiled,
         )
+        self.iterator = iter(train_input(config, strategy, source))
 
-    def train(self, num_steps: int) -> steps.TrainMetrics:
+    def train(self, num_steps: int) -> TrainMetrics:
         metrics = self.loop(self.iterator, tf.constant(num_steps))
-        return steps.TrainMetrics(*(values.numpy() for values in metrics))
+        return TrainMetrics(*(values.numpy() for values in metrics))
 
     def variables(self) -> dict[str, np.ndarray]:
         """All of the state: weights, statistics, slots, averages, counters."""
@@ -121,7 +121,7 @@ def play(case: Case, source, strategy: tf.distribute.Strategy) -> dict[str, np.n
             for other in others:
                 np.testing.assert_array_equal(first, other)
     assert run.loop.experimental_get_tracing_count() == 1
-    for name in steps.TrainMetrics._fields:
+    for name in TrainMetrics._fields:
         values[f"metrics {name}"] = np.concatenate([getattr(m, name) for m in metrics])
     return values
 

@@ -273,10 +273,10 @@ def test_the_example_of_a_source_is_read(digits_config, monkeypatch, user_folder
         assert (len(source), source.class_names) == (count, ("blue", "red"))
         images, labels = source.fetch(tf.range(count, dtype=tf.int64))
         assert labels.dtype == tf.int32
-        for index, (image, label) in enumerate(zip(images, labels.numpy(), strict=True)):
-            pixel = tuple(tf.io.decode_png(image)[0, 0].numpy())
-            assert pixel == colors[source.class_names[label]]
-            assert source.class_names[label] in source.describe(index)
+        for index in range(count):
+            name = source.class_names[labels[index].numpy()]
+            assert tuple(tf.io.decode_png(images[index])[0, 0].numpy()) == colors[name]
+            assert name in source.describe(index)
 
 
 @pytest.mark.slow

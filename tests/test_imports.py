@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (
     {"errors", "files", "registry"},
     {"config"},
+    {"failures"},
     {"data", "models"},
     {"step"},
     {"devices", "insight"},

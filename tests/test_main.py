@@ -167,6 +167,31 @@ def test_a_bad_cluster(stubs, tmp_path, strategy, text):
     assert "".join(text.split()) in "".join(message.split())
 
 
+@pytest.mark.parametrize("as_script", [True, False], ids=["script", "python -m"])
+def test_a_model_of_one_s_own_is_a_module_of_this_folder(stubs, tmp_path, as_script):
+    """Found before TensorFlow is imported, also by a script, whose own folder is another one."""
+    here, bin_folder = tmp_path / "here", tmp_path / "bin"
+    (here / "my_models").mkdir(parents=True)
+    bin_folder.mkdir()
+    (here / "my_models" / "tinynet.py").write_text("raise SystemExit('not before TensorFlow')\n")
+    script = bin_folder / "train"
+    script.write_text(
+        "from trainer.cli import command\nfrom trainer.main import train\ncommand.run(train)\n"
+    )
+    result = subprocess.run(
+        [
+            *(sys.executable, *([script] if as_script else ["-m", "trainer.main"])),
+            *(f"--config={DIGITS}", "--workdir=run", "--set=model.name=my_models.tinynet"),
+        ],
+        cwd=here,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(stubs), str(ROOT)])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, result.stderr) == (IMPORTED, "")
+
+
 def test_a_workdir_that_cannot_be_written(stubs, tmp_path):
     (tmp_path / "file").touch()
     workdir = tmp_path / "file" / "run"  # below a file: not even root can make it

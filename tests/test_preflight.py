@@ -4,7 +4,6 @@ Nothing here, as nothing there, runs on a TPU.
 """
 
 import contextlib
-import dataclasses
 import json
 import os
 import select
@@ -24,21 +23,27 @@ from tests.conftest import strategy_of, with_data, with_model
 from tests.step_runs import Run
 from trainer import config as config_lib
 from trainer.config import Config
-from trainer.devices.strategy import check_tpu
+from trainer.devices.checks import check_tpu
 from trainer.errors import UserError
 from trainer.models.build import build_model
 from trainer.models.norm import BatchNorm
 from trainer.models.stages import moving_statistics
 from trainer.preflight import compiler, program, report
-from trainer.preflight.compiler import Compiled, Deadline, OutOfMemory, Refused, TimeLimitError
+from trainer.preflight.compiler import (
+    CompiledProgram,
+    Deadline,
+    OutOfMemory,
+    Refused,
+    TimeLimitError,
+)
 from trainer.preflight.search import Fit, find_fit
 from trainer.preflight.slices import parse_slice
+from trainer.step import build
 from trainer.step import state as state_lib
-from trainer.step import train_step as steps
 from trainer.step.state import TrainState
 
 ROOT = Path(__file__).parents[1]
-NO_SYNC_BN = "sync_bn=false"
+NO_SYNC_BN = "model.sync_batch_norm=false"
 needs_compiler = pytest.mark.skipif(
     not compiler.PYTHON.exists(), reason="needs the TPU's compiler: make preflight-env"
 )
@@ -48,7 +53,7 @@ def canary(test):
     return needs_compiler(pytest.mark.usefixtures("xla")(test))
 
 
-COMPILED = Compiled(
+COMPILED = CompiledProgram(
     *(3 * 2**30, 1.97e12, 1e10, 2, 102_000_000, 0, 61.0, {"libtpu": "0.0.29"}, False)
 )
 
@@ -108,7 +113,7 @@ def test_it_is_the_train_loops_own_step(small_config, digits, monkeypatch):
     """What the loop hands to its strategy, and what preflight traces: the objects that
     make_replica_step returned, with nothing around them."""
     made, traced, ran = [], [], []
-    make, strategy = steps.make_replica_step, strategy_of(1)
+    make, strategy = build.make_replica_step, strategy_of(1)
     run = strategy.run
 
     def recorded(*args, **kwargs):
@@ -119,11 +124,10 @@ def test_it_is_the_train_loops_own_step(small_config, digits, monkeypatch):
         step = recorded(*args, **kwargs)
         return lambda *values: (traced.append(step), step(*values))[1]
 
-    assert program.make_replica_step is make
-    monkeypatch.setattr(steps, "make_replica_step", recorded)
-    monkeypatch.setattr(program, "make_replica_step", watched)
     monkeypatch.setattr(strategy, "run", lambda fn, **kw: (ran.append(fn), run(fn, **kw))[1])
+    monkeypatch.setattr(build, "make_replica_step", recorded)
     Run(small_config, digits, strategy).train(1)
+    monkeypatch.setattr(build, "make_replica_step", watched)
     program.train_step_program(small_config, 2)
     loops, preflights = made
     assert {*map(id, ran)} == {id(loops)}
@@ -148,16 +152,17 @@ def all_reduced(module: hlo_pb2.HloModuleProto, num_replicas: int) -> list[int]:
 
 
 @pytest.mark.usefixtures("xla")
-@pytest.mark.parametrize("sync_bn", [False, True])
-def test_all_that_replicas_share_is_summed_once(small_config, sync_bn):
+@pytest.mark.parametrize("sync_batch_norm", ["false", "true"])
+def test_all_that_replicas_share_is_summed_once(small_config, sync_batch_norm):
     """Gradients, loss and accuracy; and the statistics once a step, or their moments once in each
     direction: by the model's variables."""
-    config = dataclasses.replace(small_config, sync_bn=sync_bn, accumulation_steps=1)
+    settings = [f"model.sync_batch_norm={sync_batch_norm}", "accumulation_steps=1"]
+    config = config_lib.override(small_config, settings)
     hlo = program.train_step_program(with_data(config, global_batch_size=48), 4)
     module = hlo_pb2.HloModuleProto.FromString(hlo)
     model = build_model(config, 1)
     expected = [v.shape.num_elements() for v in model.trainable_variables] + [1, 1]
-    if sync_bn:
+    if config.model.sync_batch_norm:
         norms = [layer for layer in model._flatten_layers() if isinstance(layer, BatchNorm)]
         expected += [2 * norm.gamma.shape[0] for norm in norms for _ in ("forward", "backward")]
     else:
@@ -495,7 +500,7 @@ def test_canary_a_cache_that_cannot_be_used_costs_time_alone(small_config, tmp_p
 
     def compile_() -> bool:
         found = compiler.compile_program(hlo, "v5e:1x1", Deadline(600))
-        assert isinstance(found, Compiled)
+        assert isinstance(found, CompiledProgram)
         return found.cached
 
     assert [compile_(), compile_()] == [False, True]
@@ -562,7 +567,7 @@ def test_canary_the_compiler_knows_the_slices_and_their_cores(name, small_config
     target = parse_slice(name)
     hlo = program.train_step_program(config, target.num_replicas)
     found = compiler.compile_program(hlo, name, Deadline(600))
-    assert isinstance(found, Compiled)
+    assert isinstance(found, CompiledProgram)
     hlo = program.train_step_program(config, 2 * target.num_replicas)
     refused = compiler.compile_program(hlo, name, Deadline(600))
     assert isinstance(refused, Refused)

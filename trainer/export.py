@@ -51,7 +51,7 @@ def export() -> int:
     tensors = torch_tensors(saved.config, saved.model)
     metadata = {name: json.dumps(value) for name, value in saved.metadata.items()}
     tensor_file.write(out, tensors, {"format": "pt", **metadata})
-    library = next(iter(libraries(saved.config)))
+    library = next(iter(libraries(saved.config.model.name)))
     name = saved.config.model.name
     print(f"{out}: {name}, {len(tensors)} tensors by {library}'s names; {saved.what}")
     return EXIT_DONE

@@ -138,13 +138,13 @@ def _print_activations(config: Config, image_path: Path, picture: Path) -> None:
     """Statistics of the stages' outputs, and a picture of them."""
     import tensorflow as tf
 
-    from trainer.data.examples import reason_of
     from trainer.data.images import decode_eval
+    from trainer.failures import reason_of
     from trainer.insight import tables
     from trainer.insight.feature_maps import activations, grid
     from trainer.models.build import build_model
     from trainer.models.weights.load import load_weights
-    from trainer.step.train_step import normalize
+    from trainer.step.normalize import normalize
 
     channels = _channels(config)
     try:

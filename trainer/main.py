@@ -71,14 +71,15 @@ def train() -> int:
         stopwatch.lap("TPU")
     import tensorflow as tf
 
-    from trainer.devices.strategy import create_strategy, losses_named
+    from trainer.devices.strategy import create_strategy
+    from trainer.failures import lost_peers_reported
     from trainer.run.train import train_and_evaluate
 
     stopwatch.lap("import")
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     others = "TPU" if strategy_name == "tpu" else "workers" if cluster is not None else None
-    with losses_named(others):
+    with lost_peers_reported(others):
         strategy = create_strategy(strategy_name, tpu, _VIRTUAL_DEVICES.value)
         stopwatch.lap("devices")
         summary = train_and_evaluate(config, strategy, folder, _DATA_DIR.value, stopwatch)

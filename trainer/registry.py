@@ -3,6 +3,11 @@
 Strings, so that the config can check a name without importing TensorFlow.
 """
 
+import importlib.util
+import pkgutil
+import sys
+from importlib.machinery import ModuleSpec
+
 _RESNET = (
     *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
     *("resnet50_v1", "resnet101_v1", "resnet152_v1"),
@@ -46,3 +51,35 @@ def module_of(name: str, known: dict[str, str]) -> str:
     A name with a dot, such as `my_models.tinynet`, is a module already: any that Python can import.
     """
     return known.get(name, name)
+
+
+def missing_module(name: str) -> str | None:
+    """Returns the first part of a dotted name that Python does not find, or None if it finds all.
+
+    Runs no code: neither the module's nor that of the packages it is in, which may import
+    TensorFlow.
+    """
+    parts = name.split(".")
+    if not all(part.isidentifier() for part in parts):
+        return name
+    folders: list[str] = []
+    is_code = False
+    for end in range(1, len(parts) + 1):
+        part = ".".join(parts[:end])
+        module = sys.modules.get(part)
+        if module is not None:
+            folders, is_code = list(getattr(module, "__path__", ())), True
+            continue
+        specs = [importlib.util.find_spec(part)] if end == 1 else _specs_in(folders, part)
+        found = [spec for spec in specs if spec is not None]
+        if not found:
+            return part
+        code = [spec for spec in found if spec.loader is not None]
+        is_code = bool(code)  # else folders without __init__.py, which count together
+        folders = [f for s in code[:1] or found for f in s.submodule_search_locations or ()]
+    return None if is_code else name
+
+
+def _specs_in(folders: list[str], name: str) -> list[ModuleSpec | None]:
+    finders = [pkgutil.get_importer(folder) for folder in folders]
+    return [finder.find_spec(name) for finder in finders if finder is not None]

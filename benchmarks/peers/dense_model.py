@@ -2,21 +2,21 @@
 
 import tf_keras
 
-from trainer.config import Config
+from trainer.config import ModelConfig
 
 
 class Dense(tf_keras.Model):
     """Images `[batch, height, width, channels]` to logits `[batch, classes]`."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: ModelConfig):
         super().__init__(name="dense")
         self.flatten = tf_keras.layers.Flatten()
-        self.head = tf_keras.layers.Dense(config.model.num_classes, dtype="float32")
+        self.head = tf_keras.layers.Dense(config.num_classes, dtype="float32")
 
     def call(self, images, training=False):  # pyright: ignore[reportIncompatibleMethodOverride]
         del training
         return self.head(self.flatten(images))
 
 
-def dense(config: Config) -> tf_keras.Model:
+def dense(config: ModelConfig) -> tf_keras.Model:
     return Dense(config)

@@ -1,4 +1,4 @@
-"""Our train loop, as trainer/train.py runs it, on one batch of bytes over and over."""
+"""Our train loop, as trainer/run/train.py runs it, on one batch of bytes over and over."""
 
 from benchmarks.peers import protocol  # first: its clock starts at import  # isort: skip
 
@@ -7,25 +7,25 @@ import tensorflow as tf
 
 from trainer.config import Config, DataConfig, ModelConfig, OptimizerConfig
 from trainer.data.pipeline import distribute
-from trainer.devices.strategy import choose_compilation
+from trainer.devices.compilation import choose_compilation
 from trainer.registry import MODELS
-from trainer.step.optim import make_schedule
-from trainer.step.state import TrainState
-from trainer.step.train_step import make_train_loop
+from trainer.step.build import build_training
 
 MODELS.setdefault("dense", "benchmarks.peers.dense_model")
 STEPS_PER_LOOP = 100
 
 
-def make_config(request: protocol.Request, num_replicas: int = 1, sync_bn: bool = True) -> Config:
+def make_config(
+    request: protocol.Request, num_replicas: int = 1, sync_batch_norm: bool = True
+) -> Config:
     """`request.batch` images on each replica."""
     return Config(
         precision="float32" if request.precision == "float32" else "mixed_bfloat16",
         label_smoothing=protocol.LABEL_SMOOTHING,
-        sync_bn=sync_bn,
         model=ModelConfig(
             name=request.model,
             num_classes=request.classes,
+            sync_batch_norm=sync_batch_norm,
             batch_norm_momentum=protocol.BN_MOMENTUM,
             batch_norm_epsilon=protocol.BN_EPSILON,
         ),
@@ -53,16 +53,18 @@ class Loop:
     """State, compiled loop and input under a strategy: what train_and_evaluate makes of them."""
 
     def __init__(
-        self, request: protocol.Request, strategy: tf.distribute.Strategy, sync_bn: bool = True
+        self,
+        request: protocol.Request,
+        strategy: tf.distribute.Strategy,
+        sync_batch_norm: bool = True,
     ):
-        config = make_config(request, strategy.num_replicas_in_sync, sync_bn)
-        with strategy.scope():
-            self.state = TrainState(config, request.channels)
+        config = make_config(request, strategy.num_replicas_in_sync, sync_batch_norm)
+        compiled = choose_compilation(config, strategy).compiled
+        self.state, _, self.train_loop = build_training(
+            config, strategy, request.channels, 1000.0, 1000, compiled
+        )
         self.parameters = sum(int(tf.size(w)) for w in self.state.model.trainable_variables)
         self.iterator = iter(distribute(strategy, lambda context: make_dataset(request)))
-        compiled = choose_compilation(config, strategy).compiled
-        schedule = make_schedule(config, 1000, 1000)
-        self.train_loop = make_train_loop(config, strategy, self.state, schedule, compiled)
 
     def run(self, num_steps: int) -> tuple[int, float]:
         """In loops of STEPS_PER_LOOP; reads every loop's metrics, as training does."""

@@ -24,7 +24,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--core", type=int, required=True)
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--steps", type=int, default=0)
-    parser.add_argument("--sync_bn", action="store_true")
+    parser.add_argument("--sync_batch_norm", action="store_true")
     return parser.parse_args()
 
 
@@ -60,7 +60,7 @@ def main() -> None:
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
     else:
         strategy = tf.distribute.OneDeviceStrategy("/CPU:0")
-    loop = ours.Loop(request, strategy, arguments.sync_bn)
+    loop = ours.Loop(request, strategy, arguments.sync_batch_norm)
     loop.run(1)  # traces
     started = time.monotonic()
     loop.run(WARM_UP_STEPS)

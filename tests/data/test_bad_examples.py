@@ -214,7 +214,7 @@ def test_a_label_outside_the_classes(tmp_path, label):
 
 
 def test_a_record_that_is_damaged_inside(folder, tmp_path):
-    from trainer.prepare import Request, prepare
+    from trainer.data.preparation import Request, prepare
 
     prepare(Request(folder, tmp_path / "out"))
     shard = tmp_path / "out" / "train-00000-of-00001"
@@ -277,7 +277,7 @@ def test_what_fails_once_is_not_replaced(folder):
 
 def test_a_list_that_cannot_be_written_does_not_stop_the_run(tmp_path):
     said = []
-    tell = BadExamples(tmp_path / "not there", said.append).of(ALONE)
+    tell = BadExamples(tmp_path / "not there", said.append).reporter(ALONE)
     tell("a.jpg", lambda: "broken")
     assert "a.jpg: broken; " in said[0]
     assert "cannot be written (No such file or directory)" in said[0]
@@ -287,7 +287,7 @@ def test_names_that_are_no_text_are_listed_and_known_again(tmp_path):
     said = []
     where = os.fsdecode(b"\xff.jpg")
     for _ in range(2):
-        BadExamples(tmp_path, said.append).of(ALONE)(where, lambda: "broken")
+        BadExamples(tmp_path, said.append).reporter(ALONE)(where, lambda: "broken")
     assert (tmp_path / "bad_examples.txt").read_bytes() == b"\xff.jpg\tbroken\n"
     assert len(said) == 1
 
@@ -348,7 +348,7 @@ def test_each_bad_example_is_told_once_also_after_a_kill(tmp_path):
     for _ in range(2):  # the second process of a run
         told = BadExamples(tmp_path, said.append)
         for worker in (0, 0, 2):
-            tell = told.of(tf.distribute.InputContext(3, worker, 3))
+            tell = told.reporter(tf.distribute.InputContext(3, worker, 3))
             tell("a.jpg", why)
             tell("b.jpg", why)
     assert (tmp_path / "bad_examples.txt").read_text() == "a.jpg\tbroken\nb.jpg\tbroken\n"

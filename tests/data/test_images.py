@@ -11,6 +11,7 @@ from tests.conftest import encode
 from trainer.config import Config, DataConfig
 from trainer.data import images
 from trainer.data.images import decode_eval, decode_train, resize
+from trainer.data.streams import Stream
 
 
 def config(**data) -> Config:
@@ -145,7 +146,7 @@ def test_random_crops_are_windows_within_the_ranges(photos, monkeypatch):
 
 def window_at(position: int, photo: Image.Image) -> tuple[int, int, int, int]:
     """The random crop of a position, as left, top, right, bottom."""
-    seed = tf.constant([images._CROP_BOX, position], tf.int64)
+    seed = tf.constant([Stream.RANDOM_RESIZED_CROP, position], tf.int64)
     shape = tf.constant([photo.height, photo.width, 3])
     top, left, height, width = images._random_window(shape, seed).numpy().tolist()
     return left, top, left + width, top + height

@@ -6,8 +6,10 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.config import Config, DataConfig
+from trainer.config import AugmentConfig, Config, DataConfig
 from trainer.data.order import epoch_indices, epoch_size, replacement, uniform
+from trainer.data.streams import Stream, augment_streams
+from trainer.errors import UserError
 
 MANY = settings(max_examples=25, deadline=None)
 
@@ -142,3 +144,31 @@ def test_a_replacement_is_another_example_and_spread_over_all():
     assert len(set(numbers)) > 170  # 181 are expected
     itself = replacement(config, 1000, tf.constant(7, tf.int64), tf.constant(0, tf.int64))
     assert int(itself) == 7
+
+
+def test_no_two_uses_share_a_stream():
+    """The policy with most layers; the model's streams begin at 1000."""
+    (most_layers,) = (n for n in range(1, 100) if not accepted(n + 1) and accepted(n))
+    uses = [
+        *(stream for stream in Stream if stream != Stream.AUGMENT),
+        *augment_streams(most_layers),
+    ]
+    assert len(Stream.__members__) == len(Stream)  # an enum makes aliases of equal numbers
+    assert len(set(uses)) == len(uses)
+    assert all(0 <= stream < 1000 for stream in uses)
+    assert Stream.RANDOM_RESIZED_CROP < 8
+
+
+def accepted(num_layers: int) -> bool:
+    try:
+        AugmentConfig("randaugment", num_layers)
+    except UserError:
+        return False
+    return True
+
+
+def test_the_numbers_of_streams_stay():
+    """A run that began with an earlier version resumes with the same choices."""
+    numbers = [0, 1, 2, 3, 4, 10, *range(60, 68), *range(70, 74), *range(100, 104)]
+    assert [int(stream) for stream in Stream] == numbers
+    assert [*augment_streams(2)] == [10, 11, 12, 13, 14, 15]

@@ -22,7 +22,7 @@ from trainer.data import record_index, tfds_source
 from trainer.data.digits import Digits
 from trainer.data.pipeline import batch_indices, eval_dataset, train_dataset
 from trainer.data.source import open_source
-from trainer.devices.strategy import check_placement
+from trainer.devices.checks import check_placement
 from trainer.errors import UserError
 from trainer.registry import SOURCES
 
@@ -534,7 +534,7 @@ def test_a_tpu_slice_refuses_sources_that_need_python(data_dir, digits_config, m
     monkeypatch.setattr(tfds_source, "_IN_MEMORY_BYTES", 0)
     source = open_source(with_data(digits_config, crop="none", pad=0), "train", data_dir)
     assert not source.in_graph  # array_record
-    with pytest.raises(UserError, match=r"data.name=digits: read from Python, which the 2 hosts"):
+    with pytest.raises(UserError, match=r"data.name=digits: is read by Python, which the 2 hosts"):
         check_placement(SliceOfTwoHosts(), digits_config, source.in_graph)
     check_placement(SliceOfTwoHosts(), record_config(), in_graph=True)
     with pytest.raises(UserError, match=r"data.on_bad_example=skip: tells .* which the 2 hosts"):

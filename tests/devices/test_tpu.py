@@ -23,9 +23,11 @@ from tests.test_main import only_line, run_main
 from trainer.devices import strategy as strategy_lib
 from trainer.devices import tpu
 from trainer.errors import GroupError, UserError
+from trainer.failures import lost_peers_reported
 from trainer.run import train
 from trainer.run.folder import RunFolder
 from trainer.run.log import read_records
+from trainer.step import build
 
 LIBTPU = "TF_PLUGGABLE_DEVICE_LIBRARY_PATH"
 
@@ -459,17 +461,17 @@ GONE = [
 
 @pytest.mark.parametrize("error", GONE, ids=lambda error: type(error).__name__)
 def test_a_tpu_that_goes_away(machine, error):
-    with pytest.raises(GroupError, match=r"^the TPU went away"), strategy_lib.losses_named("TPU"):
+    with pytest.raises(GroupError, match=r"^the TPU is gone"), lost_peers_reported("TPU"):
         raise error
     machine.append(error)  # also while it is initialised
-    with pytest.raises(GroupError), strategy_lib.losses_named("TPU"):
+    with pytest.raises(GroupError), lost_peers_reported("TPU"):
         strategy_lib.create_strategy("tpu", "local", 0)
-    with pytest.raises(type(error)), strategy_lib.losses_named(None):
+    with pytest.raises(type(error)), lost_peers_reported(None):
         raise error
 
 
 def test_what_is_no_loss_keeps_its_traceback():
-    with pytest.raises(tf.errors.InternalError), strategy_lib.losses_named("TPU"):
+    with pytest.raises(tf.errors.InternalError), lost_peers_reported("TPU"):
         raise tf.errors.InternalError(None, None, "a bug")
 
 
@@ -513,7 +515,7 @@ def test_a_run_whose_tpu_went_away_goes_on(short, data_dir, tmp_path, monkeypatc
     """The checkpoint before it stays, and the next start goes on from there to the end."""
     short = with_model(dataclasses.replace(short, checkpoint_every_s=0.0), "linear")
     strategy = stand_in()
-    make = train.make_train_loop
+    make = build.make_train_loop
 
     def make_short_lived(*args):
         loop, calls = make(*args), iter([False, False, True])
@@ -529,11 +531,11 @@ def test_a_run_whose_tpu_went_away_goes_on(short, data_dir, tmp_path, monkeypatc
 
         return Loop()
 
-    monkeypatch.setattr(train, "make_train_loop", make_short_lived)
+    monkeypatch.setattr(build, "make_train_loop", make_short_lived)
     run = RunFolder(str(tmp_path), short)
-    with pytest.raises(GroupError, match="Socket closed"), strategy_lib.losses_named("TPU"):
+    with pytest.raises(GroupError, match="Socket closed"), lost_peers_reported("TPU"):
         train.train_and_evaluate(short, strategy, run, data_dir)
     assert tf.train.latest_checkpoint(str(tmp_path / "checkpoints")).endswith("ckpt-8")
-    monkeypatch.setattr(train, "make_train_loop", make)
+    monkeypatch.setattr(build, "make_train_loop", make)
     train.train_and_evaluate(short, strategy, run, data_dir)
     assert [record["step"] for record in read_records(run.metrics, "train")] == list(range(1, 12))

@@ -16,9 +16,7 @@ _MEASURE = """
 import sys
 import tensorflow as tf
 from trainer import config as config_lib
-from trainer.step.optim import make_schedule
-from trainer.step.state import TrainState
-from trainer.step.train_step import make_train_loop
+from trainer.step.build import build_training
 
 def status(field):
     lines = open("/proc/self/status").read().splitlines()
@@ -27,9 +25,7 @@ def status(field):
 config = config_lib.override(config_lib.Config(), sys.argv[1:])
 size, batch = config.data.image_size, config.data.global_batch_size
 strategy = tf.distribute.OneDeviceStrategy("/CPU:0")
-with strategy.scope():
-    state = TrainState(config, 3)
-loop = make_train_loop(config, strategy, state, make_schedule(config, 100, 100))
+loop = build_training(config, strategy, 3, 100.0, 100).train_loop
 batches = tf.zeros([batch, size, size, 3], tf.uint8), tf.zeros([batch], tf.int32)
 dataset = tf.data.Dataset.from_tensors(batches).repeat()
 iterator = iter(strategy.experimental_distribute_dataset(dataset))

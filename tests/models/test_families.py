@@ -90,7 +90,7 @@ def test_what_training_leaves_out_depends_on_the_step_and_not_on_the_parts(digit
 
 
 def test_replicas_agree_on_the_statistics_of_a_batch_norm_that_is_not_ours(digits_config, digits):
-    config = config_of(digits_config, "keras_norm", "sync_bn=false")
+    config = config_of(digits_config, "keras_norm", "model.sync_batch_norm=false")
     run = Run(config, digits, strategy_of(2))
     losses(run, 3)
     for variable in run.state.model.variables:

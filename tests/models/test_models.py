@@ -1,7 +1,5 @@
 """ResNets against the paper, published counts, and plain TensorFlow; batch norm against NumPy."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -80,9 +78,7 @@ BASIC, BOTTLENECK = (Variant(bottleneck, depths=()) for bottleneck in (False, Tr
 @pytest.mark.parametrize(("variant", "stride"), [(BASIC, 1), (BASIC, 2), (BOTTLENECK, 2)])
 def test_a_block_is_equations_1_and_2_of_the_paper(variant, stride):
     tf_keras.mixed_precision.set_global_policy("float32")
-    config = dataclasses.replace(
-        _config(), model=ModelConfig(zero_init_residual=False, batch_norm_epsilon=1e-3)
-    )
+    config = ModelConfig(zero_init_residual=False, batch_norm_epsilon=1e-3)
     block = Block(config, variant, 16, stride)
     x = tf.random.stateless_normal([2, 9, 9, 16], [1, 2])
     block(x)
@@ -113,8 +109,8 @@ def test_a_block_is_equations_1_and_2_of_the_paper(variant, stride):
 def test_zero_init_makes_a_new_block_the_identity():
     tf_keras.mixed_precision.set_global_policy("float32")
     x = tf.nn.relu(tf.random.stateless_normal([2, 8, 8, 16], [1, 2]))
-    np.testing.assert_array_equal(Block(_config(), BASIC, 16, 1)(x), x)
-    ones = dataclasses.replace(_config(), model=ModelConfig(zero_init_residual=False))
+    np.testing.assert_array_equal(Block(ModelConfig(), BASIC, 16, 1)(x), x)
+    ones = ModelConfig(zero_init_residual=False)
     assert np.abs(Block(ones, BASIC, 16, 1)(x) - x).max() > 0.1
 
 

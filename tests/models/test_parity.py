@@ -31,7 +31,7 @@ def model_of(case: Case):
     """With the weights that the reference had, by the names that it has for them."""
     config = config_of(case)
     model = build_model(config, channels=3)
-    library = libraries(config).get(case.reference) or next(iter(libraries(config).values()))
+    library = libraries(case.name).get(case.reference) or next(iter(libraries(case.name).values()))
     for name, named in named_variables(model, library).items():
         named.assign_from_torch(tensor(name, named.torch_shape))
     return model

@@ -69,7 +69,7 @@ def test_the_table_has_every_model_and_every_family_its_names():
     assert list(table()) == NAMES
     by_family = {}
     for name in NAMES:
-        family = family_of(config_of(name))
+        family = family_of(name)
         by_family.setdefault(family, []).append(name)
     for family, names in by_family.items():
         assert list(family.VARIANTS) == names

@@ -14,7 +14,7 @@ from trainer.errors import DivergedError
 from trainer.run import divergence, train
 from trainer.run.folder import RunFolder
 from trainer.run.log import read_records
-from trainer.step.optim import make_schedule
+from trainer.step.schedules import make_schedule
 from trainer.step.state import TrainState
 from trainer.step.train_step import TrainMetrics
 
@@ -132,7 +132,7 @@ def test_it_gives_up_after_as_many_times_as_it_may(fragile_config, poisoned, dat
         _run(stops, tmp_path, data_dir)
     # A run that stopped goes on with the other setting, as its message says.
     with pytest.raises(
-        DivergedError, match=r"went back 2 times already \(max_rollbacks\), to 0.25"
+        DivergedError, match=r"rolled back 2 times already \(max_rollbacks\), to 0.25"
     ):
         _run(goes_back, tmp_path, data_dir)
     diverged = read_records(tmp_path / "metrics.jsonl", "divergence")

@@ -80,7 +80,7 @@ def test_workers_that_would_not_compute_the_same_are_refused(data_dir, tmp_path)
     (shared / "DONE").unlink()
     commands = [_command(path, data_dir, "multi_worker", short) for path in (shared, own)]
     for output in finish(start_workers(commands), 2):
-        assert "error: the workers do not start from the same: this one is at step " in output
+        assert "error: the workers start from different states: this one is at step " in output
         assert "--workdir must be on storage that all workers see" in output
 
 
@@ -91,6 +91,6 @@ def test_workers_go_back_together(data_dir, tmp_path):
     flags += ("--set=on_divergence=rollback", "--set=max_rollbacks=2", "--set=checkpoint_every_s=0")
     command = _command(tmp_path, data_dir, "multi_worker", *flags)
     for output in finish(start_workers([command] * 2), 43):
-        assert "went back 2 times already (max_rollbacks)" in output
+        assert "rolled back 2 times already (max_rollbacks)" in output
     steps = [r["step"] for r in read_records(tmp_path / "metrics.jsonl", "divergence")]
     assert len(steps) == 3

@@ -13,11 +13,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.conftest import strategy_of, with_data, with_model, with_optimizer
 from tests.step_runs import StopAfter
-from trainer.config import AugmentConfig
+from trainer.config import AugmentConfig, Config
+from trainer.data import pipeline
 from trainer.errors import DivergedError, PreemptedError, UserError
-from trainer.run import train
+from trainer.run import evaluation, train
 from trainer.run.folder import RunFolder
+from trainer.run.length import Length
 from trainer.run.log import RunLog, read_records
+from trainer.run.pace import Pace
 from trainer.step.train_step import TrainMetrics
 
 
@@ -98,14 +101,14 @@ def test_image_sizes_grow_as_configured_also_after_a_stop(digits_config, data_di
     seen = []
 
     def run(folder, **changes):
-        original = train.train_dataset
+        original = pipeline.train_dataset
 
         def watched(config, source, step, *others):
             seen.append((step, config.data.image_size))
             return original(config, source, step, *others)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(train, "train_dataset", watched)
+            patch.setattr(pipeline, "train_dataset", watched)
             return _train(dataclasses.replace(config, **changes), folder, data_dir)
 
     run(tmp_path / "whole")
@@ -117,7 +120,7 @@ def test_image_sizes_grow_as_configured_also_after_a_stop(digits_config, data_di
     # A run that ends where its steps do, in the midst of the second size, and one that goes on.
     seen.clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "_StopRequest", StopAfter(4))  # 3, 3, 1 (a new size), 3 steps
+        patch.setattr(train, "StopRequest", StopAfter(4))  # 3, 3, 1 (a new size), 3 steps
         with pytest.raises(PreemptedError):
             run(tmp_path / "stopped", steps_per_loop=3)
     run(tmp_path / "stopped")
@@ -187,14 +190,14 @@ def test_a_lack_of_memory_says_what_to_try(linear_config, data_dir, tmp_path):
     message = str(caught.value)
     assert message.startswith(
         "out of memory with 16 images at a time (data.global_batch_size 96 / 2 replica(s) / "
-        "accumulation_steps 3): try, by --set and in a new --workdir, accumulation_steps=4 (the "
+        "accumulation_steps 3): try, with --set and a new --workdir, accumulation_steps=4 (the "
     )
     assert len(message.splitlines()) == 1
     assert read_records(tmp_path / "metrics.jsonl", "train") == []
 
 
 def test_an_evaluation_that_miscounts_is_a_bug(linear_config, data_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "eval_steps", lambda *args: 1)  # 256 of the 360
+    monkeypatch.setattr(evaluation, "eval_steps", lambda *args: 1)  # 256 of the 360
     with pytest.raises(AssertionError, match=r"evaluated 256.0 examples of 360"):
         _train(linear_config, tmp_path, data_dir)
 
@@ -217,18 +220,31 @@ def test_a_batch_that_does_not_divide_is_refused(linear_config, data_dir, tmp_pa
     ],
 )
 def test_evaluations_come_at_the_ends_of_intervals(interval, total, expected):
+    config = dataclasses.replace(Config(), eval_every_epochs=interval / 10.0)
+    length = Length(config, steps_per_epoch=10.0, total_steps=total)
     steps = [0]
     while steps[-1] < total:
-        steps.append(train._next_eval(steps[-1], interval, total))
+        steps.append(length.next_evaluation(steps[-1]))
     assert steps[1:] == expected
 
 
 def test_auto_loops_aim_at_two_seconds():
-    assert train._loop_steps(1, 1, seconds=30.0) == 1  # tracing
-    assert train._loop_steps(1, 1, seconds=0.01) == 4  # at most four times the last
-    assert train._loop_steps(64, 64, seconds=1.0) == 128
-    assert train._loop_steps(100, 100, seconds=8.0) == 25
-    assert train._loop_steps(100, 3, seconds=0.06) == 100  # cut short by an evaluation
+    pace = Pace("auto")
+
+    def next_length(num_steps: int, seconds: float) -> int:
+        pace.adapt(num_steps, seconds)
+        return pace.loop_steps
+
+    assert next_length(1, seconds=30.0) == 1  # tracing
+    assert next_length(1, seconds=0.01) == 4  # at most four times the last
+    assert next_length(4, seconds=0.01) == 16
+    assert next_length(16, seconds=0.25) == 64
+    assert next_length(64, seconds=1.0) == 128
+    assert next_length(128, seconds=8.0) == 32
+    assert next_length(3, seconds=0.1) == 60  # cut short by an evaluation
+    fixed = Pace(7)
+    fixed.adapt(7, seconds=0.01)
+    assert fixed.loop_steps == 7
 
 
 def _metrics(num_steps: int, value: float) -> TrainMetrics:
@@ -237,18 +253,17 @@ def _metrics(num_steps: int, value: float) -> TrainMetrics:
 
 def test_what_was_logged_after_the_checkpoint_is_dropped(linear_config, tmp_path):
     folder = RunFolder(str(tmp_path), linear_config)
-    log = RunLog(folder, 0, 100, 10.0)
-    log.train(10, _metrics(10, 1.0), 1.0, 1.0, 1)
-    log.evaluation(10, {"top1_accuracy": 0.5})
-    log.train(20, _metrics(10, math.nan), 1.0, 1.0, 1)
-    log.evaluation(20, {"top1_accuracy": 0.6})
-    log.close()
+    length = Length(linear_config, steps_per_epoch=10.0, total_steps=100)
+    with RunLog(folder, 0, length) as log:
+        log.train(10, _metrics(10, 1.0), 1.0, 1.0, 1)
+        log.evaluation(10, {"top1_accuracy": 0.5})
+        log.train(20, _metrics(10, math.nan), 1.0, 1.0, 1)
+        log.evaluation(20, {"top1_accuracy": 0.6})
     with open(folder.metrics, "a") as torn:
         torn.write('{"kind": "train", "st')
-    log = RunLog(folder, 15, 100, 10.0)  # a checkpoint between the two evaluations
-    log.train(20, _metrics(5, 3.0), 1.0, 1.0, 1)
-    log.evaluation(20, {"top1_accuracy": 0.7})
-    log.close()
+    with RunLog(folder, 15, length) as log:  # a checkpoint between the two evaluations
+        log.train(20, _metrics(5, 3.0), 1.0, 1.0, 1)
+        log.evaluation(20, {"top1_accuracy": 0.7})
     records = read_records(folder.metrics, "train")
     assert [r["step"] for r in records] == list(range(1, 21))
     assert [r["loss"] for r in records] == [1.0] * 10 + [None] * 5 + [3.0] * 5

@@ -48,8 +48,8 @@ _TOLERANCE = {"float32": 1e-4, "mixed_bfloat16": 0.06, "mixed_float16": 0.06}
 def _case(row) -> Case:
     _, precision, *settings = row
     common = ["model.name=convnet", "data.image_size=8", "optimizer.warmup_epochs=0"]
-    # sync_bn, which the model has no use for, excludes XLA on CPU replicas.
-    common += ["sync_bn=false", "initial_loss_scale=1024", f"precision={precision}"]
+    # Synchronised batch norm, which the model has no use for, excludes XLA on CPU replicas.
+    common += ["model.sync_batch_norm=false", "initial_loss_scale=1024", f"precision={precision}"]
     return Case((*common, *settings), (_STEPS,))
 
 

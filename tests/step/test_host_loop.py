@@ -27,17 +27,17 @@ from tests.conftest import strategy_of, with_data
 from tests.data.test_sources import array_config, record_config, write_records
 from tests.photo_files import photo_config, write_photos
 from tests.step_runs import Run
-from trainer.config import Config, load, override
+from trainer.config import Config, ModelConfig, load, override
 from trainer.data import tfds_source
-from trainer.data.pipeline import distribute, eval_dataset, eval_steps, train_dataset
+from trainer.data.pipeline import eval_dataset, eval_input, eval_steps, train_dataset
 from trainer.data.source import open_source
 from trainer.devices.strategy import checkpoint_device
 from trainer.models.build import build_model
 from trainer.preflight.program import train_step_program
 from trainer.registry import MODELS
 from trainer.run.checkpoint import Checkpoints, run_metadata
+from trainer.step.eval_step import make_eval_loop
 from trainer.step.state import TrainState
-from trainer.step.train_step import make_eval_loop
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
 
@@ -107,7 +107,7 @@ def trace(config: Config, source) -> dict[str, GraphDef]:
     strategy = tpu_strategy()
     run = Run(config, source, strategy)
     loops = {"train": (run.loop, run.iterator)}
-    batches = distribute(strategy, lambda context: eval_dataset(config, source, context))
+    batches = eval_input(config, strategy, source)
     for name, model in (("eval", run.state.model), ("eval of the average", run.state.ema_model)):
         if model is not None:
             loops[name] = make_eval_loop(config, strategy, model), iter(batches)
@@ -154,7 +154,7 @@ def test_a_recipes_loops_leave_the_host_alone(path):
 OPTIONS = {
     "average, parts, clipping, own statistics": (
         *("model.name=resnet8", "ema_decay=0.9", "accumulation_steps=2"),
-        *("optimizer.clip_norm=1.0", "sync_bn=false", "label_smoothing=0.1"),
+        *("optimizer.clip_norm=1.0", "model.sync_batch_norm=false", "label_smoothing=0.1"),
     ),
     "dropout, depth, blur, mixing, AdamW, bfloat16": (
         *("model.name=tiny_rs", "model.dropout=0.2", "model.stochastic_depth=0.2"),
@@ -237,8 +237,8 @@ def test_what_is_planted_is_found(digits_config, kind, monkeypatch, tmp_path):
             PLANTED[kind](x)
             return x
 
-    def build(config: Config):
-        dense = layers.Dense(config.model.num_classes)
+    def build(config: ModelConfig):
+        dense = layers.Dense(config.num_classes)
         return tf_keras.Sequential([layers.Flatten(), dense, Planted()])
 
     module = types.ModuleType("planted")

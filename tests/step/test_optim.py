@@ -9,7 +9,8 @@ import tensorflow as tf
 
 from trainer.config import Config, OptimizerConfig
 from trainer.step.losses import softmax_cross_entropy
-from trainer.step.optim import OPTIMIZERS, make_optimizer, make_schedule
+from trainer.step.optim import OPTIMIZERS, make_optimizer
+from trainer.step.schedules import make_schedule
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

@@ -10,15 +10,21 @@ from tests.conftest import strategy_of, with_data, with_model, with_optimizer
 from tests.step_runs import Run, relative
 from trainer.config import Config
 from trainer.data.pipeline import eval_dataset, eval_steps
-from trainer.devices.strategy import choose_compilation
+from trainer.devices.compilation import choose_compilation
 from trainer.errors import UserError
+from trainer.run.agreement import make_agreement
 from trainer.step import train_step as steps
+from trainer.step.eval_step import make_eval_loop
 from trainer.step.state import TrainState
-from trainer.step.train_step import make_agreement, make_eval_loop
 
 # Float rounding: sums in another order, and 20 steps that amplify it. A wrong divisor, by contrast,
 # is off by a factor (see test_a_local_divisor_is_found_out).
 _TOLERANCE = 1e-4
+
+
+def _synchronized(config: Config, value: bool) -> Config:
+    model = dataclasses.replace(config.model, sync_batch_norm=value)
+    return dataclasses.replace(config, model=model)
 
 
 def _furthest(run: Run, reference: Run) -> float:
@@ -158,15 +164,15 @@ def test_accumulation_is_the_big_batch(config, digits, num_replicas):
     assert _furthest(parts, whole) < 1e-5
 
 
-def test_without_sync_bn_replicas_keep_equal_statistics(config, digits):
-    config = dataclasses.replace(config, sync_bn=False)
+def test_without_sync_batch_norm_replicas_keep_equal_statistics(config, digits):
+    config = _synchronized(config, False)
     run = Run(config, digits, strategy_of(2))
     run.train(3)
     statistics = run.state.model.non_trainable_variables
     for variable in statistics:
         first, second = run.strategy.experimental_local_results(variable)
         np.testing.assert_array_equal(first, second)
-    synchronized = Run(dataclasses.replace(config, sync_bn=True), digits, strategy_of(2))
+    synchronized = Run(_synchronized(config, True), digits, strategy_of(2))
     synchronized.train(3)
     assert _furthest(run, synchronized) > _TOLERANCE  # it is another computation
 
@@ -234,15 +240,14 @@ def test_the_average_follows_its_closed_form(config, digits):
 
 @pytest.mark.usefixtures("xla")
 @pytest.mark.parametrize(
-    ("num_replicas", "sync_bn", "accumulation_steps", "expected"),
+    ("num_replicas", "sync_batch_norm", "accumulation_steps", "expected"),
     [(1, True, 1, "step"), (1, True, 2, "step"), (2, False, 1, "forward_backward")],
 )
 def test_xla_on_cpu_computes_the_same(
-    config, digits, num_replicas, sync_bn, accumulation_steps, expected
+    config, digits, num_replicas, sync_batch_norm, accumulation_steps, expected
 ):
-    config = dataclasses.replace(
-        config, sync_bn=sync_bn, xla="on", accumulation_steps=accumulation_steps
-    )
+    config = dataclasses.replace(config, xla="on", accumulation_steps=accumulation_steps)
+    config = _synchronized(config, sync_batch_norm)
     compiled = choose_compilation(config, strategy_of(num_replicas)).compiled
     assert compiled == expected
     plain, run = (
@@ -259,7 +264,9 @@ def test_xla_is_chosen_and_refused_with_a_reason(config):
     assert auto.compiled == "nothing"
     assert "oneDNN" in auto.reason
     assert choose_compilation(dataclasses.replace(config, xla="off"), two).compiled == "nothing"
-    with pytest.raises(UserError, match=r"xla is 'on' and sync_bn is true.*2 CPU replicas"):
+    with pytest.raises(
+        UserError, match=r"xla is 'on' and model\.sync_batch_norm is true.*2 CPU replicas"
+    ):
         choose_compilation(dataclasses.replace(config, xla="on"), two)
 
 

@@ -4,6 +4,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from absl import app, flags, logging
@@ -47,10 +48,21 @@ def run(command: Callable[[], int], argv: Sequence[str] | None = None) -> None:
             print("stopped", file=sys.stderr)
             return EXIT_INTERRUPTED
 
+    _import_from_here()
     for stream in (sys.stdout, sys.stderr):  # a file's name may be no text
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     app.run(main, argv=argv, flags_parser=_parse_flags)
+
+
+def _import_from_here() -> None:
+    """Puts the current folder first on Python's path, as `python -m` does and scripts don't.
+
+    So `--set model.name=my_models.tinynet` finds a module of this folder either way.
+    """
+    here = str(Path.cwd())
+    if not sys.flags.safe_path and here not in sys.path:
+        sys.path.insert(0, here)
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:

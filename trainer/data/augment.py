@@ -16,10 +16,9 @@ import tensorflow as tf
 
 from trainer.config import Config
 from trainer.data.order import uniform
+from trainer.data.streams import DRAWS_PER_LAYER, augment_streams
 
 _LEVELS = 30
-# Streams of random numbers: of each layer, which operation, how strong, and which way.
-_FIRST_STREAM, _DRAWS_PER_LAYER = 10, 3
 
 
 class Ranges(NamedTuple):
@@ -51,9 +50,8 @@ class Strength(NamedTuple):
 def draws(positions: tf.Tensor, config: Config) -> tf.Tensor:
     """The random numbers in [0, 1) of each example: float32 `[n, layers, 3]`."""
     layers = config.augment.num_layers if config.augment.policy == "randaugment" else 1
-    streams = range(_FIRST_STREAM, _FIRST_STREAM + layers * _DRAWS_PER_LAYER)
-    numbers = tf.stack([uniform(positions, config.seed, stream) for stream in streams], axis=-1)
-    return tf.reshape(numbers, [-1, layers, _DRAWS_PER_LAYER])
+    numbers = [uniform(positions, config.seed, stream) for stream in augment_streams(layers)]
+    return tf.reshape(tf.stack(numbers, axis=-1), [-1, layers, DRAWS_PER_LAYER])
 
 
 def augment(image: tf.Tensor, numbers: tf.Tensor, config: Config) -> tf.Tensor:
@@ -83,7 +81,7 @@ def _branch(operation, image: tf.Tensor, strength: Strength) -> Callable[[], tf.
 def blend(degenerate: tf.Tensor | float, image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     """`degenerate + factor * (image - degenerate)`, uint8, cut off as Pillow's `Image.blend`."""
     values = tf.cast(image, tf.float32)
-    return _to_bytes(degenerate + factor * (values - degenerate))
+    return _cut_to_uint8(degenerate + factor * (values - degenerate))
 
 
 # ITU-R 601-2 luma.
@@ -97,7 +95,7 @@ def saturate(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     # Blending and luma in one matrix: each color is factor * itself + (1 - factor) * luma.
     luma = tf.tile(tf.constant(_LUMA)[:, None], [1, 3])
     matrix = factor * tf.eye(3) + (1.0 - factor) * luma
-    return _to_bytes(tf.reshape(_colors(image) @ matrix, image.shape))
+    return _cut_to_uint8(tf.reshape(_colors(image) @ matrix, image.shape))
 
 
 def increase_contrast(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
@@ -115,7 +113,7 @@ def _colors(image: tf.Tensor) -> tf.Tensor:
     return tf.reshape(tf.cast(image, tf.float32), [height * width, channels])
 
 
-def _to_bytes(values: tf.Tensor) -> tf.Tensor:
+def _cut_to_uint8(values: tf.Tensor) -> tf.Tensor:
     """Cut off, not rounded, as Pillow does."""
     return tf.cast(tf.clip_by_value(values, 0.0, 255.0), tf.uint8)
 
@@ -145,7 +143,7 @@ def _sharpness(image, strength):
     smooth = tf.floor((box + 4.0 * inner) / 13.0 + 0.5)
     # The outermost pixels have no neighbours on one side, and stay: only the difference is padded.
     difference = tf.pad(smooth - inner, [[1, 1], [1, 1], [0, 0]])
-    return _to_bytes(values + (1.0 - _factor(strength)) * difference)
+    return _cut_to_uint8(values + (1.0 - _factor(strength)) * difference)
 
 
 def _posterize(image, strength):
@@ -168,7 +166,7 @@ def _autocontrast(image, strength):
     scale = tf.where(high > low, 255.0 / tf.maximum(high - low, 1.0), 1.0)
     offset = tf.where(high > low, -low * scale, 0.0)
     # Rounding leaves whole numbers a little below themselves.
-    stretched = _to_bytes(colors * scale + (offset + 1e-3))
+    stretched = _cut_to_uint8(colors * scale + (offset + 1e-3))
     return tf.reshape(tf.transpose(stretched), image.shape)
 
 

@@ -22,7 +22,9 @@ class BadExamples:
         self._lock = threading.Lock()  # data are read in many threads
         self._known: dict[str, set[str]] = {}
 
-    def of(self, context: tf.distribute.InputContext) -> Callable[[str, Callable[[], str]], None]:
+    def reporter(
+        self, context: tf.distribute.InputContext
+    ) -> Callable[[str, Callable[[], str]], None]:
         """What a worker's input calls with where a bad example is, and what says what is wrong with
         it: asked once, since it reads the example again."""
         worker = context.input_pipeline_id

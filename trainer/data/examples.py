@@ -1,7 +1,6 @@
 """Examples by their index, and what becomes of a bad one: a file that cannot be read or decoded, a
 label outside the classes."""
 
-import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ from trainer.config import Config
 from trainer.data.images import resize
 from trainer.data.order import replacement
 from trainer.data.source import Source
+from trainer.failures import reason_of
 
 # An example is read twice before another takes its place, so that what fails once is not replaced;
 # so many others that are all bad are no accident.
@@ -22,13 +22,6 @@ _OWN_ATTEMPTS, _ATTEMPTS = 2, 16
 Decode = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 # Called with where a bad example is, and what says what is wrong with it.
 OnBad = Callable[[str, Callable[[], str]], None]
-# What TensorFlow's messages have around them: {{function_node …}} … [Op:DecodeImage] name:
-_AROUND_MESSAGES = re.compile(r"\{\{.*?\}\} ?| ?\[Op:.*")
-
-
-def reason_of(error: tf.errors.OpError) -> str:
-    """What TensorFlow says, in a line."""
-    return _AROUND_MESSAGES.sub("", " ".join(error.message.split()))[:300].rstrip(". ")
 
 
 class Loader(NamedTuple):

@@ -14,8 +14,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from trainer.config import Config
-
-_CROP_BOX = 4  # its stream of random numbers; see order.py and transform.py
+from trainer.data.streams import Stream
 
 # Where a BMP file of the usual header has its bits a pixel, and the second color of its palette.
 _BMP_BITS, _BMP_PALETTE = 28, 58
@@ -33,14 +32,14 @@ def decode_train(
     if config.data.crop != "random_resized":
         return decode_eval(encoded, config, channels)
     size = config.data.image_size
-    seed = tf.stack([tf.constant(config.seed * 8 + _CROP_BOX, tf.int64), position])
+    seed = tf.stack([tf.constant(config.seed * 8 + Stream.RANDOM_RESIZED_CROP, tf.int64), position])
 
     def jpeg() -> tf.Tensor:
         window = _random_window(tf.io.extract_jpeg_shape(encoded), seed)
         crop = _decode_jpeg_window(encoded, window, size, channels)
         if config.data.antialias:
             return resize(crop, size)
-        return _to_bytes(tf.image.resize(crop, [size, size], method="bilinear"))
+        return _round_to_uint8(tf.image.resize(crop, [size, size], method="bilinear"))
 
     def other() -> tf.Tensor:
         return resize(_decode_other(encoded, lambda s: _random_window(s, seed), channels), size)
@@ -62,10 +61,10 @@ def resize(images: tf.Tensor, size: int) -> tf.Tensor:
     if tuple(images.shape[-3:-1]) == (size, size):
         return images
     resized = tf.image.resize(images, [size, size], method="bilinear", antialias=True)
-    return _to_bytes(resized)
+    return _round_to_uint8(resized)
 
 
-def _to_bytes(images: tf.Tensor) -> tf.Tensor:
+def _round_to_uint8(images: tf.Tensor) -> tf.Tensor:
     """Rounded; of interpolated bytes, none is outside their range."""
     return tf.cast(images + 0.5, tf.uint8)
 

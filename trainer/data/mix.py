@@ -10,8 +10,8 @@ from scipy import special
 
 from trainer.config import Config
 from trainer.data.order import uniform
+from trainer.data.streams import Stream
 
-_SHARE, _WHICH, _CENTER_Y, _CENTER_X = 70, 71, 72, 73  # streams of random numbers
 _TABLE_SIZE = 4096
 
 
@@ -30,19 +30,22 @@ def mix(
     """
     pairs, seed = positions // 2, config.seed  # the two of a pair draw the same numbers
     one_hot = tf.one_hot(labels, config.model.num_classes)
-    share = uniform(pairs, seed, _SHARE)
+    share = uniform(pairs, seed, Stream.MIXED_SHARE)
     mixups, cutmixes = None, None
     if config.augment.mixup:
         kept = beta_quantile(share, config.augment.mixup)
         mixups = _blend(images, kept), _mixture(one_hot, kept)
     if config.augment.cutmix:
         kept = beta_quantile(share, config.augment.cutmix)
-        centers = uniform(pairs, seed, _CENTER_Y), uniform(pairs, seed, _CENTER_X)
+        centers = (
+            uniform(pairs, seed, Stream.CUTMIX_CENTER_Y),
+            uniform(pairs, seed, Stream.CUTMIX_CENTER_X),
+        )
         pasted, kept = _paste(images, kept, *centers)
         cutmixes = pasted, _mixture(one_hot, kept)
     if mixups is None or cutmixes is None:
         return mixups or cutmixes or (images, one_hot)
-    is_mixup = uniform(pairs, seed, _WHICH) < 0.5
+    is_mixup = uniform(pairs, seed, Stream.MIXUP_OR_CUTMIX) < 0.5
     return (
         tf.where(is_mixup[:, None, None, None], mixups[0], cutmixes[0]),
         tf.where(is_mixup[:, None], mixups[1], cutmixes[1]),

@@ -11,15 +11,13 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from trainer.config import Config
+from trainer.data.streams import Stream
 
 # Format-preserving encryption (RandomIndexShuffle is the Simon cipher): with its default of four
 # rounds neighbouring positions are visibly correlated; from 12 on, no test in tests/ tells it from
 # random numbers.
 _ROUNDS = 16
 _RESOLUTION = 2**53  # the values that a float64 in [0, 1) can take evenly
-
-# A stream of random numbers for each use. From 1 to 99 they are those of the transforms.
-_ORDER, _BLOCKS, _INSIDE, _SHIFT, _REPLACEMENT = 0, 100, 101, 102, 103
 
 
 def epoch_size(config: Config, num_examples: int) -> int:
@@ -44,7 +42,7 @@ def epoch_indices(config: Config, num_examples: int, positions: tf.Tensor) -> tf
     # Of an odd number of examples, the last one is alone.
     places = tf.minimum(2 * pair + inside % 2, num_examples - 1)
     if config.data.shuffle == "full":
-        return _permuted(config.seed, _ORDER, epochs, places, num_examples)
+        return _permuted(config.seed, Stream.ORDER, epochs, places, num_examples)
     return _permuted_in_blocks(config, epochs, places, num_examples)
 
 
@@ -64,14 +62,14 @@ def _permuted_in_blocks(
     def chosen(number: tf.Tensor) -> tf.Tensor:
         epoch, block = number // (whole + 1), number % (whole + 1)
         place = tf.minimum(block, whole - 1)
-        permuted = _permuted(config.seed, _BLOCKS, epoch[None], place[None], whole)[0]
+        permuted = _permuted(config.seed, Stream.BLOCK_ORDER, epoch[None], place[None], whole)[0]
         return tf.where(block < whole, permuted, block)
 
     def shift(epoch: tf.Tensor) -> tf.Tensor:
-        seed = _fold(config.seed, _SHIFT, epoch)
+        seed = _fold(config.seed, Stream.BLOCK_SHIFT, epoch)
         return tf.random.stateless_uniform([], seed, 0, num_examples, tf.int64, alg="philox")
 
-    inside = _permuted(config.seed, _INSIDE, number, inside, block_sizes)
+    inside = _permuted(config.seed, Stream.INSIDE_BLOCK, number, inside, block_sizes)
     first = _by_number(number, chosen) * size + _by_number(epochs, shift)
     return (first + inside) % num_examples
 
@@ -79,7 +77,7 @@ def _permuted_in_blocks(
 def replacement(config: Config, num_examples: int, index: tf.Tensor, attempt: tf.Tensor):
     """Which example stands in for a bad one, at the first attempt, the second, …; at attempt 0, the
     example itself. int64 scalars."""
-    key = _key(config.seed, _REPLACEMENT, attempt)
+    key = _key(config.seed, Stream.REPLACEMENT, attempt)
     other = _shuffle(index[None], key[None], tf.constant([num_examples], tf.int64))[0]
     return tf.where(attempt == 0, index, other)
 
@@ -150,7 +148,7 @@ def uniform(positions: tf.Tensor, seed: int, stream: int) -> tf.Tensor:
 
     Args:
         positions: int64 `[n]`, below 2**53.
-        stream: another number, in 1 to 99, for each use: streams are independent.
+        stream: another number for each use: streams are independent.
     """
     shuffled = tf.raw_ops.RandomIndexShuffle(
         index=positions,

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.config import Config
+from trainer.data.bad_examples import BadExamples
 from trainer.data.examples import Loader, OnBad
 from trainer.data.images import decode_eval, decode_train
 from trainer.data.order import epoch_indices
@@ -148,6 +149,37 @@ def _eval_loader(config: Config, source: Source) -> Loader:
     return Loader(
         config, source, lambda image, position: decode_eval(image, config, source.channels)
     )
+
+
+def train_input(
+    config: Config,
+    strategy: tf.distribute.Strategy,
+    source: Source,
+    start_step: int = 0,
+    bad_examples: BadExamples | None = None,
+) -> Iterable:
+    """Returns the batches for each replica of this worker, for all steps from `start_step` on."""
+
+    def of_worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        on_bad = bad_examples.reporter(context) if bad_examples else None
+        return train_dataset(config, source, start_step, context, on_bad)
+
+    return distribute(strategy, of_worker)
+
+
+def eval_input(
+    config: Config,
+    strategy: tf.distribute.Strategy,
+    source: Source,
+    bad_examples: BadExamples | None = None,
+) -> Iterable:
+    """Returns all examples once, in batches for each replica of this worker."""
+
+    def of_worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        on_bad = bad_examples.reporter(context) if bad_examples else None
+        return eval_dataset(config, source, context, on_bad)
+
+    return distribute(strategy, of_worker)
 
 
 def distribute(

@@ -19,12 +19,12 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from trainer.config import Config, DataConfig
-from trainer.data.examples import reason_of
 from trainer.data.folder import ImageFile, Listing, list_images
 from trainer.data.images import decode_whole
 from trainer.data.record_index import INDEX, index_shards
 from trainer.data.tfrecord import MANIFEST
 from trainer.errors import UserError
+from trainer.failures import reason_of
 from trainer.files import locked, replacing, write_atomically
 
 _BAD = "bad_examples.txt"
@@ -43,7 +43,7 @@ class Request(NamedTuple):
     skip: bool = False  # go on without bad images
 
 
-class Shard(NamedTuple):
+class PlannedShard(NamedTuple):
     """A file to make, and what goes in."""
 
     path: Path | None  # None: only verify
@@ -82,7 +82,7 @@ def _finish(
     request: Request,
     listings: dict[str, Listing],
     problems: Sequence[str],
-    shards: dict[str, list[Shard]],
+    shards: dict[str, list[PlannedShard]],
     receipts: dict[str, list[dict[str, Any]]],
 ) -> None:
     """Tells what is bad, and writes the index and the manifest."""
@@ -126,7 +126,7 @@ def _config(request: Request) -> Config:
     return dataclasses.replace(Config(), data=data)
 
 
-def _plan(split: str, listing: Listing, request: Request) -> list[Shard]:
+def _plan(split: str, listing: Listing, request: Request) -> list[PlannedShard]:
     """Shards of as many images each, in the listing's order, which mixes the classes."""
     size = sum(_size(file.path) for file in listing.files)
     number = max(1, min(len(listing.files), round(size / (request.shard_mb * 1e6))))
@@ -135,7 +135,7 @@ def _plan(split: str, listing: Listing, request: Request) -> list[Shard]:
         first, last = (len(listing.files) * (index + i) // number for i in (0, 1))
         path = request.out and request.out / f"{split}-{index:05d}-of-{number:05d}"
         files = listing.files[first:last]
-        shards.append(Shard(path, files, listing.class_names, request.source))
+        shards.append(PlannedShard(path, files, listing.class_names, request.source))
     return shards
 
 
@@ -170,7 +170,7 @@ def _only_writer(out: Path | None) -> Iterator[None]:
         raise UserError(f"--out={out}: cannot be written ({error.message})") from None
 
 
-def _refuse_other_shards(out: Path, shards: dict[str, list[Shard]]) -> None:
+def _refuse_other_shards(out: Path, shards: dict[str, list[PlannedShard]]) -> None:
     planned = {shard.path for one in shards.values() for shard in one}
     for split in shards:
         others = sorted(set(out.glob(f"{split}-?????-of-?????")) - planned)
@@ -181,7 +181,9 @@ def _refuse_other_shards(out: Path, shards: dict[str, list[Shard]]) -> None:
             )
 
 
-def _make_all(shards: dict[str, list[Shard]], threads: int) -> dict[str, list[dict[str, Any]]]:
+def _make_all(
+    shards: dict[str, list[PlannedShard]], threads: int
+) -> dict[str, list[dict[str, Any]]]:
     """The receipts of all shards, by split, in order."""
     total = sum(len(shard.files) for one in shards.values() for shard in one)
     with (
@@ -199,7 +201,7 @@ def _make_all(shards: dict[str, list[Shard]], threads: int) -> dict[str, list[di
             raise
 
 
-def _make(shard: Shard, bar: tqdm) -> dict[str, Any]:
+def _make(shard: PlannedShard, bar: tqdm) -> dict[str, Any]:
     """Makes a shard, unless it is there already, and returns its receipt."""
     made_of = _made_of(shard)
     kept = _kept(shard)
@@ -213,7 +215,7 @@ def _make(shard: Shard, bar: tqdm) -> dict[str, Any]:
     return receipt
 
 
-def _kept(shard: Shard) -> dict[str, Any] | None:
+def _kept(shard: PlannedShard) -> dict[str, Any] | None:
     """The receipt of a shard that is there, and holds all of its images: what could not be read
     may be readable now."""
     if shard.path is None:
@@ -226,7 +228,7 @@ def _kept(shard: Shard) -> dict[str, Any] | None:
     return receipt if whole else None
 
 
-def _made_of(shard: Shard) -> str:
+def _made_of(shard: PlannedShard) -> str:
     """Differs where the files of a shard, their labels, sizes or times do."""
     digest = hashlib.sha256()
     for path, label in shard.files:
@@ -239,7 +241,7 @@ def _made_of(shard: Shard) -> str:
     return digest.hexdigest()
 
 
-def _write_records(shard: Shard, bar: tqdm) -> dict[str, Any]:
+def _write_records(shard: PlannedShard, bar: tqdm) -> dict[str, Any]:
     bad: list[str] = []
     classes: collections.Counter[str] = collections.Counter()
     with contextlib.ExitStack() as stack:

@@ -9,12 +9,7 @@ from trainer.config import Config
 from trainer.data.augment import augment, blend, draws, increase_contrast, saturate
 from trainer.data.mix import mix
 from trainer.data.order import uniform
-
-# One stream of random numbers for each choice. Other files have 4 (the crop of encoded images, in
-# images.py), from 10 on (augment.py) and from 70 on (mix.py).
-_CROP_Y, _CROP_X, _FLIP = 1, 2, 3
-_BRIGHTNESS, _CONTRAST, _SATURATION = 60, 61, 62
-_ERASE, _ERASED_AREA, _ERASED_ASPECT, _ERASED_Y, _ERASED_X = 63, 64, 65, 66, 67
+from trainer.data.streams import Stream
 
 
 def augment_batch(
@@ -33,7 +28,7 @@ def augment_batch(
     if config.data.crop == "pad":
         images = _pad_and_crop(images, positions, config)
     if config.data.flip:
-        images = _flip(images, uniform(positions, config.seed, _FLIP) < 0.5)
+        images = _flip(images, uniform(positions, config.seed, Stream.FLIP) < 0.5)
     if config.augment.policy != "none":
         images = tf.map_fn(
             lambda pair: augment(*pair, config),
@@ -71,8 +66,8 @@ def _pad_and_crop(images: tf.Tensor, positions: tf.Tensor, config: Config) -> tf
         start = tf.cast(uniform(positions, config.seed, stream) * places, tf.int32)
         return start[:, None] + tf.range(size)
 
-    rows = tf.gather(padded, pixels(_CROP_Y), axis=1, batch_dims=1)
-    return tf.gather(rows, pixels(_CROP_X), axis=2, batch_dims=1)
+    rows = tf.gather(padded, pixels(Stream.CROP_TOP), axis=1, batch_dims=1)
+    return tf.gather(rows, pixels(Stream.CROP_LEFT), axis=2, batch_dims=1)
 
 
 def _color_jitter(images: tf.Tensor, positions: tf.Tensor, config: Config) -> tf.Tensor:
@@ -89,7 +84,7 @@ def _color_jitter(images: tf.Tensor, positions: tf.Tensor, config: Config) -> tf
 
     return tf.map_fn(
         jitter,
-        (images, factors(_BRIGHTNESS), factors(_CONTRAST), factors(_SATURATION)),
+        (images, factors(Stream.BRIGHTNESS), factors(Stream.CONTRAST), factors(Stream.SATURATION)),
         fn_output_signature=tf.TensorSpec(images.shape[1:], tf.uint8),
     )
 
@@ -102,9 +97,9 @@ def _erase(images: tf.Tensor, positions: tf.Tensor, config: Config) -> tf.Tensor
     def draw(stream: int) -> tf.Tensor:
         return uniform(positions, config.seed, stream)
 
-    area = 0.02 + (0.33 - 0.02) * draw(_ERASED_AREA)
-    aspect = 0.3 + (1 / 0.3 - 0.3) * draw(_ERASED_ASPECT)
-    erase = draw(_ERASE) < config.augment.erasing
+    area = 0.02 + (0.33 - 0.02) * draw(Stream.ERASED_AREA)
+    aspect = 0.3 + (1 / 0.3 - 0.3) * draw(Stream.ERASED_ASPECT)
+    erase = draw(Stream.ERASE) < config.augment.erasing
 
     def covered(share: tf.Tensor, stream: int, size: int) -> tf.Tensor:  # bool [n, size]
         length = tf.clip_by_value(tf.round(share * size), 1.0, float(size))
@@ -112,8 +107,8 @@ def _erase(images: tf.Tensor, positions: tf.Tensor, config: Config) -> tf.Tensor
         pixels = tf.range(size, dtype=tf.float32)
         return (pixels >= start[:, None]) & (pixels < (start + length)[:, None])
 
-    rows = covered(tf.sqrt(area * aspect), _ERASED_Y, height)
-    columns = covered(tf.sqrt(area / aspect), _ERASED_X, width)
+    rows = covered(tf.sqrt(area * aspect), Stream.ERASED_TOP, height)
+    columns = covered(tf.sqrt(area / aspect), Stream.ERASED_LEFT, width)
     inside = rows[:, :, None] & columns[:, None, :] & erase[:, None, None]
     color = tf.constant([round(255 * value) for value in config.data.mean], tf.uint8)
     return tf.where(inside[..., None], tf.broadcast_to(color, [channels]), images)

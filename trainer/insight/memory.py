@@ -6,6 +6,7 @@ order of what is independent, for what convolutions work in, and for what the al
 these there is an allowance, as measured on a CPU (tests/test_memory.py).
 """
 
+import dataclasses
 import math
 from collections import Counter
 from collections.abc import Iterable
@@ -15,10 +16,8 @@ import tensorflow as tf
 import tf_keras
 
 from trainer.config import Config
-from trainer.models.randomness import examples
-from trainer.step.losses import softmax_cross_entropy
 from trainer.step.optim import OPTIMIZERS
-from trainer.step.train_step import normalize
+from trainer.step.train_step import forward_backward
 
 # A batch that no other axis has, so that an axis of this length tells what grows with the batch.
 _MARKER = 1009
@@ -70,19 +69,18 @@ class _Size(NamedTuple):
 
 
 def training_graph(config: Config, model: tf_keras.Model, channels: int) -> tf.Graph:
-    """Forward and backward of one micro-batch, of `_MARKER` images, as in steps.py."""
+    """Traces the train step's forward and backward pass for one micro-batch of `_MARKER` images."""
     size = config.data.image_size
+    data = dataclasses.replace(config.data, global_batch_size=_MARKER)
+    whole_batch = dataclasses.replace(config, data=data)
 
     @tf.function
-    def forward_backward(images, labels):
-        with tf.GradientTape() as tape, examples(config.seed, 0, 0, _MARKER):
-            logits = model(normalize(images, config), training=True)
-            loss = tf.reduce_sum(softmax_cross_entropy(logits, labels, config.label_smoothing))
-        return tape.gradient(loss, model.trainable_variables)
+    def gradients(images, labels):
+        return forward_backward(whole_batch, model, None, 0, 0, images, labels).gradients
 
     images = tf.TensorSpec([_MARKER, size, size, channels], tf.uint8)
     labels = tf.TensorSpec([_MARKER], tf.int32)
-    return forward_backward.get_concrete_function(images, labels).graph
+    return gradients.get_concrete_function(images, labels).graph
 
 
 def kept_by_layer(graph: tf.Graph) -> Counter[str]:

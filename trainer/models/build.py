@@ -5,16 +5,16 @@ from types import ModuleType
 
 import tf_keras
 
-from trainer.config import Config
+from trainer.config import Config, ModelConfig
 from trainer.errors import UserError
 from trainer.models.norm import BatchNorm
 from trainer.models.stages import freeze
 from trainer.registry import MODELS
 
 
-def family_of(config: Config) -> ModuleType:
-    """The file of the model that the config names."""
-    return importlib.import_module(MODELS[config.model.name])
+def family_of(name: str) -> ModuleType:
+    """Returns the module of the model `name`."""
+    return importlib.import_module(MODELS[name])
 
 
 def build_model(config: Config, channels: int) -> tf_keras.Model:
@@ -26,12 +26,12 @@ def build_model(config: Config, channels: int) -> tf_keras.Model:
     Raises:
         UserError: for a setting that the model does not have.
     """
-    family = family_of(config)
-    _check_settings(config, getattr(family, "SETTINGS", ()))
+    family = family_of(config.model.name)
+    _check_settings(config.model, getattr(family, "SETTINGS", ()))
     tf_keras.utils.set_random_seed(config.seed)
     tf_keras.backend.reset_uids()  # layers without a name of their own: the same ones each time
     tf_keras.mixed_precision.set_global_policy(config.precision)
-    model = family.build(config)
+    model = family.build(config.model)
     model.build((None, config.data.image_size, config.data.image_size, channels))
     if config.model.freeze is not None:
         freeze(model, config.model.freeze)
@@ -47,10 +47,8 @@ def build_model(config: Config, channels: int) -> tf_keras.Model:
     return model
 
 
-def _check_settings(config: Config, known: tuple[str, ...]) -> None:
+def _check_settings(config: ModelConfig, known: tuple[str, ...]) -> None:
     for name in ("blur_pool", "stochastic_depth", "dropout"):
-        value = getattr(config.model, name)
+        value = getattr(config, name)
         if value and name not in known:
-            raise UserError(
-                f"model.{name} ({value}): {config.model.name} does not have it; leave it out"
-            )
+            raise UserError(f"model.{name} ({value}): {config.name} does not have it; leave it out")

@@ -10,7 +10,7 @@ import tensorflow as tf
 import tf_keras
 from tf_keras import layers
 
-from trainer.config import Config
+from trainer.config import ModelConfig
 from trainer.models import randomness
 from trainer.models.norm import BatchNorm
 
@@ -95,12 +95,12 @@ class GroupedConv(layers.Conv2D):
         return tf.nn.conv2d(inputs, self.kernel, self.strides, self.padding.upper())
 
 
-def norm(config: Config, name: str, gamma_initializer: str = "ones") -> BatchNorm:
+def norm(config: ModelConfig, name: str, gamma_initializer: str = "ones") -> BatchNorm:
     """Batch norm with the config's constants."""
     return BatchNorm(
-        config.model.batch_norm_momentum,
-        config.model.batch_norm_epsilon,
-        config.sync_bn,
+        config.batch_norm_momentum,
+        config.batch_norm_epsilon,
+        config.sync_batch_norm,
         gamma_initializer,
         name=name,
     )
@@ -117,7 +117,7 @@ class ConvNorm(layers.Layer):
 
     def __init__(
         self,
-        config: Config,
+        config: ModelConfig,
         filters: int | None,
         kernel_size: int,
         stride: int = 1,
@@ -218,14 +218,14 @@ class Dropout(layers.Layer):
         return x * tf.cast(numbers >= self.rate, x.dtype) / (1.0 - self.rate)
 
 
-def classifier(config: Config) -> layers.Dense:
+def classifier(config: ModelConfig) -> layers.Dense:
     """The last layer: `[batch, features]` -> float32 logits `[batch, classes]`.
 
     float32 at any precision: softmax and loss lose too much in half precision. The bound is
     torchvision's: uniform in ±1/sqrt(fan_in).
     """
     return layers.Dense(
-        config.model.num_classes,
+        config.num_classes,
         kernel_initializer=tf_keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform"),
         dtype="float32",
         name="head",

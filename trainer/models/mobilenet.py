@@ -9,7 +9,7 @@ import tensorflow as tf
 import tf_keras
 from tf_keras import layers
 
-from trainer.config import Config
+from trainer.config import ModelConfig
 from trainer.models.layers import (
     Activation,
     ConvNorm,
@@ -122,7 +122,7 @@ class InvertedResidual(layers.Layer):
     `[batch, height, width, in]` -> `[batch, ⌈height/stride⌉, ⌈width/stride⌉, row.filters]`.
     """
 
-    def __init__(self, config: Config, row: Row, drop_rate: float, number: int, name: str):
+    def __init__(self, config: ModelConfig, row: Row, drop_rate: float, number: int, name: str):
         super().__init__(name=name)
         self.row, self._config = row, config
         self.expand: ConvNorm | None = None
@@ -160,7 +160,7 @@ class InvertedResidual(layers.Layer):
 class MobileNet(tf_keras.Model):
     """Normalised images `[batch, height, width, channels]` to float32 logits `[batch, classes]`."""
 
-    def __init__(self, config: Config, variant: Variant, name: str):
+    def __init__(self, config: ModelConfig, variant: Variant, name: str):
         super().__init__(name=name)
         self.variant = variant
         self.stem = ConvNorm(config, variant.stem, 3, 2, variant.activation, name="stem")
@@ -169,7 +169,7 @@ class MobileNet(tf_keras.Model):
         for stage, rows in enumerate(variant.stages, start=1):
             self.stages.append([])
             for index, row in enumerate(rows, start=1):
-                rate = config.model.stochastic_depth * (number + 1) / total
+                rate = config.stochastic_depth * (number + 1) / total
                 block = InvertedResidual(config, row, rate, number, f"stage{stage}_block{index}")
                 self.stages[-1].append(block)
                 number += 1
@@ -180,7 +180,7 @@ class MobileNet(tf_keras.Model):
         self.features: layers.Conv2D | None = None
         if variant.features:  # a dense layer, written as the 1x1 convolution that it is
             self.features = conv(variant.features, 1, 1, "head_features", use_bias=True)
-        self.dropout = Dropout(config.model.dropout, stream=total, name="head_dropout")
+        self.dropout = Dropout(config.dropout, stream=total, name="head_dropout")
         self.head = classifier(config)
 
     def call(self, images, training=False):  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -194,9 +194,9 @@ class MobileNet(tf_keras.Model):
         return self.head(self.dropout(tf.squeeze(x, [1, 2]), training=training))
 
 
-def build(config: Config) -> MobileNet:
-    """The network that `config.model.name` names in `VARIANTS`."""
-    return MobileNet(config, VARIANTS[config.model.name], config.model.name)
+def build(config: ModelConfig) -> MobileNet:
+    """The network that `config.name` names in `VARIANTS`."""
+    return MobileNet(config, VARIANTS[config.name], config.name)
 
 
 def _block_of(model: MobileNet, path: str) -> tuple[InvertedResidual, int, int, str] | None:

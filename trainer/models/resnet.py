@@ -13,7 +13,7 @@ import tensorflow as tf
 import tf_keras
 from tf_keras import layers
 
-from trainer.config import Config
+from trainer.config import ModelConfig
 from trainer.models.layers import (
     BlurPool,
     ConvNorm,
@@ -109,7 +109,7 @@ class Block(layers.Layer):
 
     def __init__(
         self,
-        config: Config,
+        config: ModelConfig,
         variant: Variant,
         width: int,
         stride: int,
@@ -159,13 +159,15 @@ class Block(layers.Layer):
         return tf.nn.relu(self.drop(x, training=training) + shortcut)
 
 
-def _last_gamma(config: Config) -> str:
-    return "zeros" if config.model.zero_init_residual else "ones"
+def _last_gamma(config: ModelConfig) -> str:
+    return "zeros" if config.zero_init_residual else "ones"
 
 
-def _strided(config: Config, filters: int, kernel_size: int, stride: int, groups: int, name: str):
+def _strided(
+    config: ModelConfig, filters: int, kernel_size: int, stride: int, groups: int, name: str
+):
     """A convolution that shrinks the image, or one that does not and a blur that does."""
-    if stride == 1 or not config.model.blur_pool:
+    if stride == 1 or not config.blur_pool:
         return [ConvNorm(config, filters, kernel_size, stride, groups=groups, name=name)]
     return [
         ConvNorm(config, filters, kernel_size, groups=groups, name=name),
@@ -173,7 +175,7 @@ def _strided(config: Config, filters: int, kernel_size: int, stride: int, groups
     ]
 
 
-def _basic(config: Config, variant: Variant, width: int, stride: int) -> list[layers.Layer]:
+def _basic(config: ModelConfig, variant: Variant, width: int, stride: int) -> list[layers.Layer]:
     """F of two 3x3 convolutions (figure 5, left), the last without ReLU."""
     del variant
     last = ConvNorm(
@@ -182,7 +184,9 @@ def _basic(config: Config, variant: Variant, width: int, stride: int) -> list[la
     return [*_strided(config, width, 3, stride, 1, "conv1"), last]
 
 
-def _bottleneck(config: Config, variant: Variant, width: int, stride: int) -> list[layers.Layer]:
+def _bottleneck(
+    config: ModelConfig, variant: Variant, width: int, stride: int
+) -> list[layers.Layer]:
     """F of 1x1 down, 3x3, 1x1 up to four times the width (figure 5, right)."""
     groups = variant.groups
     inner = width * variant.group_width // 64 * groups
@@ -197,7 +201,7 @@ def _bottleneck(config: Config, variant: Variant, width: int, stride: int) -> li
     ]
 
 
-def _stages(config: Config, variant: Variant) -> list[list[Block]]:
+def _stages(config: ModelConfig, variant: Variant) -> list[list[Block]]:
     """Each stage but the first halves the image. Stochastic depth's rate grows linearly with the
     block's number, to that of the config in the last one (Huang et al. 2016, equation 4)."""
     stages: list[list[Block]] = []
@@ -211,7 +215,7 @@ def _stages(config: Config, variant: Variant) -> list[list[Block]]:
                     variant,
                     width,
                     stride=2 if stage > 0 and index == 0 else 1,
-                    drop_rate=config.model.stochastic_depth * (number + 1) / total,
+                    drop_rate=config.stochastic_depth * (number + 1) / total,
                     number=number,
                     name=f"stage{stage + 1}_block{index + 1}",
                 )
@@ -220,7 +224,7 @@ def _stages(config: Config, variant: Variant) -> list[list[Block]]:
     return stages
 
 
-def _stem(config: Config, variant: Variant) -> ConvNorm | list[ConvNorm]:
+def _stem(config: ModelConfig, variant: Variant) -> ConvNorm | list[ConvNorm]:
     width = variant.widths[0]
     if variant.stem == "cifar":
         return ConvNorm(config, width, 3, name="stem")
@@ -239,17 +243,15 @@ def _stem(config: Config, variant: Variant) -> ConvNorm | list[ConvNorm]:
 class ResNet(tf_keras.Model):
     """Normalised images `[batch, height, width, channels]` to float32 logits `[batch, classes]`."""
 
-    def __init__(self, config: Config, variant: Variant, name: str):
+    def __init__(self, config: ModelConfig, variant: Variant, name: str):
         super().__init__(name=name)
         self.variant = variant
         self.stem = _stem(config, variant)
-        self.blur = BlurPool(name="stem_blur") if config.model.blur_pool else None
+        self.blur = BlurPool(name="stem_blur") if config.blur_pool else None
         self.pool = layers.MaxPooling2D(3, 1 if self.blur else 2, name="stem_pool")
         self.stages = _stages(config, variant)
         self.mean_pool = layers.GlobalAveragePooling2D(name="head_pool")
-        self.dropout = Dropout(
-            config.model.dropout, stream=sum(variant.depths), name="head_dropout"
-        )
+        self.dropout = Dropout(config.dropout, stream=sum(variant.depths), name="head_dropout")
         self.head = classifier(config)
 
     def call(self, images, training=False):  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -266,9 +268,9 @@ class ResNet(tf_keras.Model):
         return self.head(self.dropout(self.mean_pool(x), training=training))
 
 
-def build(config: Config) -> ResNet:
-    """The network that `config.model.name` names in `VARIANTS`."""
-    return ResNet(config, VARIANTS[config.model.name], config.model.name)
+def build(config: ModelConfig) -> ResNet:
+    """The network that `config.name` names in `VARIANTS`."""
+    return ResNet(config, VARIANTS[config.name], config.name)
 
 
 _STEM_NAMES = {

@@ -4,7 +4,7 @@ import tensorflow as tf
 import tf_keras
 from tf_keras import layers
 
-from trainer.config import Config
+from trainer.config import ModelConfig
 from trainer.errors import UserError
 from trainer.models.layers import ConvNorm, Dropout, classifier
 
@@ -31,7 +31,7 @@ class VGG(tf_keras.Model):
 
     def __init__(
         self,
-        config: Config,
+        config: ModelConfig,
         depths: tuple[int, ...],
         name: str,
         filters: tuple[int, ...] = _FILTERS,
@@ -51,11 +51,11 @@ class VGG(tf_keras.Model):
         self.fc1 = layers.Conv2D(
             features, _POOLED, activation="relu", kernel_initializer="he_normal", name="head_fc1"
         )
-        self.dropout1 = Dropout(config.model.dropout, stream=0, name="head_dropout1")
+        self.dropout1 = Dropout(config.dropout, stream=0, name="head_dropout1")
         self.fc2 = layers.Conv2D(
             features, 1, activation="relu", kernel_initializer="he_normal", name="head_fc2"
         )
-        self.dropout2 = Dropout(config.model.dropout, stream=1, name="head_dropout2")
+        self.dropout2 = Dropout(config.dropout, stream=1, name="head_dropout2")
         self.head = classifier(config)
 
     def call(self, images, training=False):  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -92,9 +92,9 @@ def adaptive_mean_pool(x: tf.Tensor, size: int) -> tf.Tensor:
     return x
 
 
-def build(config: Config) -> VGG:
-    """The network that `config.model.name` names in `VARIANTS`."""
-    return VGG(config, VARIANTS[config.model.name], config.model.name)
+def build(config: ModelConfig) -> VGG:
+    """The network that `config.name` names in `VARIANTS`."""
+    return VGG(config, VARIANTS[config.name], config.name)
 
 
 def _features_name(model: VGG, path: str) -> str | None:

@@ -8,7 +8,7 @@ import tensorflow as tf
 import tf_keras
 from tf_keras import layers
 
-from trainer.config import Config
+from trainer.config import ModelConfig
 from trainer.models.layers import Dropout, StochasticDepth, classifier, conv, norm, pad_evenly
 
 SETTINGS = ("stochastic_depth", "dropout")
@@ -33,7 +33,7 @@ class PreActivationBlock(layers.Layer):
 
     def __init__(
         self,
-        config: Config,
+        config: ModelConfig,
         filters: int,
         stride: int,
         drop_rate: float = 0.0,
@@ -45,7 +45,7 @@ class PreActivationBlock(layers.Layer):
         self.norm1 = norm(config, "norm1")
         self.conv1 = conv(filters, 3, stride, "conv1")
         self.norm2 = norm(config, "norm2")
-        self.dropout = Dropout(config.model.dropout, stream=2 * number, name="dropout")
+        self.dropout = Dropout(config.dropout, stream=2 * number, name="dropout")
         self.conv2 = conv(filters, 3, 1, "conv2")
         self.drop = StochasticDepth(drop_rate, stream=2 * number + 1, name="drop")
         self.projection: layers.Conv2D | None = None
@@ -70,7 +70,7 @@ class WideResNet(tf_keras.Model):
     Table 1 of the paper: a stem of 16 channels, three stages of `16k`, `32k` and `64k`.
     """
 
-    def __init__(self, config: Config, depth: int, width: int, name: str):
+    def __init__(self, config: ModelConfig, depth: int, width: int, name: str):
         super().__init__(name=name)
         blocks = (depth - 4) // 6
         self.stem = conv(16, 3, 1, "stem")
@@ -80,9 +80,7 @@ class WideResNet(tf_keras.Model):
                     config,
                     filters=16 * 2**stage * width,
                     stride=2 if stage > 0 and index == 0 else 1,
-                    drop_rate=config.model.stochastic_depth
-                    * (stage * blocks + index + 1)
-                    / (3 * blocks),
+                    drop_rate=config.stochastic_depth * (stage * blocks + index + 1) / (3 * blocks),
                     number=stage * blocks + index,
                     name=f"stage{stage + 1}_block{index + 1}",
                 )
@@ -103,7 +101,7 @@ class WideResNet(tf_keras.Model):
         return self.head(self.mean_pool(x))
 
 
-def build(config: Config) -> WideResNet:
-    """The network that `config.model.name` names in `VARIANTS`."""
-    depth, width = VARIANTS[config.model.name]
-    return WideResNet(config, depth, width, config.model.name)
+def build(config: ModelConfig) -> WideResNet:
+    """The network that `config.name` names in `VARIANTS`."""
+    depth, width = VARIANTS[config.name]
+    return WideResNet(config, depth, width, config.name)

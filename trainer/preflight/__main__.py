@@ -16,7 +16,7 @@ from trainer.config import Config
 from trainer.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
 from trainer.preflight import report
 from trainer.preflight.compiler import (
-    Compiled,
+    CompiledProgram,
     Deadline,
     OutOfMemory,
     Refused,
@@ -66,14 +66,14 @@ def preflight() -> int:
 def _preflight(config: Config, target: Slice) -> int:
     """What needs TensorFlow, and minutes."""
     command.quiet_libraries()
-    from trainer.devices.strategy import check_batch_size, check_tpu
+    from trainer.devices.checks import check_batch_size, check_tpu
     from trainer.preflight.program import layer_of_reason, train_step_program
 
     check_tpu(config)
     check_batch_size(config, target.num_replicas)
     deadline = Deadline(_TIME_LIMIT_S.value)
 
-    def compile_(config: Config) -> Compiled | OutOfMemory:
+    def compile_(config: Config) -> CompiledProgram | OutOfMemory:
         if deadline.left <= 0:
             raise TimeLimitError
         _say(config, target.num_replicas, deadline)
@@ -91,7 +91,7 @@ def _preflight(config: Config, target: Slice) -> int:
             f"--time_limit_s={_TIME_LIMIT_S.value:g}: over before the program was compiled; give "
             f"it more"
         ) from None
-    fits = isinstance(result, Compiled)
+    fits = isinstance(result, CompiledProgram)
     fit = None if fits else find_fit(config, target.num_replicas, compile_)
     render = report.as_json if _JSON.value else report.as_text
     print(render(config, target, result, fit))

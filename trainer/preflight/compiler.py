@@ -21,7 +21,7 @@ ENVIRONMENT = _ROOT / ".venv-preflight"
 PYTHON = ENVIRONMENT / "bin" / "python"
 
 
-class Compiled(NamedTuple):
+class CompiledProgram(NamedTuple):
     """What the compiler says of a program that it compiled, for each core."""
 
     peak_bytes: int  # arguments, results that are not over them, temporary values and code
@@ -85,7 +85,7 @@ def check_environment(folder: Path = ENVIRONMENT) -> None:
 
 def compile_program(
     program: bytes, slice_name: str, deadline: Deadline, python: Path = PYTHON
-) -> Compiled | OutOfMemory | Refused:
+) -> CompiledProgram | OutOfMemory | Refused:
     """Compiles a serialized HloModuleProto for a slice, or finds it in the cache.
 
     Raises:
@@ -111,7 +111,7 @@ def compile_program(
         raise UserError(f"--tpu={slice_name}: no such slice ({result['reason']})")
     if status == "refused":
         return Refused(result["reason"], result["op_name"])
-    kind = OutOfMemory if status == "out_of_memory" else Compiled
+    kind = OutOfMemory if status == "out_of_memory" else CompiledProgram
     return kind(**{name: result[name] for name in kind._fields})
 
 

@@ -1,4 +1,4 @@
-"""The train step as a TPU slice would run it: steps.py's own, as XLA's HLO."""
+"""The train step as a TPU slice would run it: the trainer's own, as XLA's HLO."""
 
 import re
 
@@ -8,9 +8,7 @@ from tensorflow.compiler.xla.service import hlo_pb2
 
 from trainer.config import Config
 from trainer.errors import UserError
-from trainer.step.optim import make_schedule
-from trainer.step.state import TrainState
-from trainer.step.train_step import make_replica_step
+from trainer.step.build import build_training
 
 # The schedule's length changes constants of the program, not its size.
 _STEPS_PER_EPOCH = 1000.0
@@ -57,17 +55,15 @@ def train_step_program(config: Config, num_replicas: int) -> bytes:
     """
     strategy = SliceStrategy(num_replicas)
     channels = len(config.data.mean)
-    with strategy.scope():
-        state = TrainState(config, channels)
-    schedule = make_schedule(
-        config, _STEPS_PER_EPOCH, max(1, round(config.num_epochs * _STEPS_PER_EPOCH))
+    total_steps = max(1, round(config.num_epochs * _STEPS_PER_EPOCH))
+    training = build_training(
+        config, strategy, channels, _STEPS_PER_EPOCH, total_steps, compiled="tpu"
     )
-    replica_step = make_replica_step(config, num_replicas, state, schedule, compiled="tpu")
 
     def step_of_replica(replica, step, images, labels):
         # A tensor, as in TPUStrategy: all replicas run the same program.
         with tf.distribute.ReplicaContext(strategy, replica):
-            return replica_step(step, images, labels)
+            return training.replica_step(step, images, labels)
 
     batch_size = config.data.global_batch_size // num_replicas
     size = largest_image_size(config)

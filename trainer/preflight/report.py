@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from trainer.config import Config
-from trainer.preflight.compiler import Compiled, OutOfMemory
+from trainer.preflight.compiler import CompiledProgram, OutOfMemory
 from trainer.preflight.search import Fit
 from trainer.preflight.slices import Slice
 
@@ -16,7 +16,9 @@ NOT_SHOWN = (
 )
 
 
-def as_text(config: Config, target: Slice, result: Compiled | OutOfMemory, fit: Fit | None) -> str:
+def as_text(
+    config: Config, target: Slice, result: CompiledProgram | OutOfMemory, fit: Fit | None
+) -> str:
     """A few lines; all figures are of one core, which is one replica."""
     replica_batch = config.data.global_batch_size // target.num_replicas
     split = f" in {config.accumulation_steps} parts" if config.accumulation_steps > 1 else ""
@@ -38,9 +40,11 @@ def as_text(config: Config, target: Slice, result: Compiled | OutOfMemory, fit: 
     return "\n".join([*lines, _shown(target, result), NOT_SHOWN])
 
 
-def as_json(config: Config, target: Slice, result: Compiled | OutOfMemory, fit: Fit | None) -> str:
+def as_json(
+    config: Config, target: Slice, result: CompiledProgram | OutOfMemory, fit: Fit | None
+) -> str:
     """The same; bytes, FLOPs and seconds are of one core and one step."""
-    compiles = isinstance(result, Compiled)
+    compiles = isinstance(result, CompiledProgram)
     values: dict[str, Any] = {
         "status": "compiled" if compiles else "out_of_memory",
         "slice": target.name,
@@ -66,7 +70,7 @@ def as_json(config: Config, target: Slice, result: Compiled | OutOfMemory, fit: 
     return json.dumps(values, indent=1)
 
 
-def _figures(target: Slice, result: Compiled) -> list[str]:
+def _figures(target: Slice, result: CompiledProgram) -> list[str]:
     peak = target.core.peak_flops
     lines = [
         f"peak HBM        {_gib(result.peak_bytes)} of {_gib(target.core.hbm_bytes)} GiB a core",
@@ -105,7 +109,7 @@ def _fit_lines(config: Config, target: Slice, fit: Fit) -> list[str]:
     return lines
 
 
-def _shown(target: Slice, result: Compiled) -> str:
+def _shown(target: Slice, result: CompiledProgram) -> str:
     return (
         f"Shown: XLA's program of this train step, all-reduces included, compiles for "
         f"{target.name} with the compiler of libtpu {result.versions['libtpu']}, in so much memory."
@@ -116,6 +120,6 @@ def _gib(size: int) -> str:
     return f"{size / 2**30:.2f}"
 
 
-def _time(result: Compiled | OutOfMemory) -> str:
+def _time(result: CompiledProgram | OutOfMemory) -> str:
     kept = ", kept from then" if result.cached else ""
     return f"in {result.compile_seconds:.0f} s{kept}"

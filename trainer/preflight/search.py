@@ -5,9 +5,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from trainer.config import Config
-from trainer.preflight.compiler import Compiled, OutOfMemory, TimeLimitError
+from trainer.preflight.compiler import CompiledProgram, OutOfMemory, TimeLimitError
 
-Try = Callable[[Config], Compiled | OutOfMemory]
+Try = Callable[[Config], CompiledProgram | OutOfMemory]
 
 # Each try takes minutes: at most six a round, which tell the largest batch to a 32nd of what does
 # not fit, or to eight images, as the compiler lays them out. Where none fits, there is one more.
@@ -25,7 +25,7 @@ class Fit(NamedTuple):
     smallest_failed: int  # the smallest that was tried and does not
     complete: bool  # False where the time was over: there may be a larger one
     accumulation_steps: int | None  # with which the whole batch fits, compiled as well
-    compiled: Compiled | None  # its result
+    compiled: CompiledProgram | None  # its result
 
 
 def find_fit(config: Config, num_replicas: int, try_: Try) -> Fit:
@@ -45,7 +45,7 @@ def find_fit(config: Config, num_replicas: int, try_: Try) -> Fit:
             while fails - fits > unit:
                 # In units, of what failed rounded up.
                 middle = unit * ((fits // unit + -(-fails // unit)) // 2)
-                if isinstance(try_(with_batch(config, middle * parts)), Compiled):
+                if isinstance(try_(with_batch(config, middle * parts)), CompiledProgram):
                     fits = middle
                 else:
                     fails = middle
@@ -71,7 +71,7 @@ def _accumulation(config: Config, replica_batch: int, fails: int, try_: Try):
     candidates = [n for n in parts if replica_batch % n == 0 and replica_batch // n < fails]
     for steps in candidates[:_MAX_ACCUMULATIONS]:
         result = try_(dataclasses.replace(config, accumulation_steps=steps))
-        if isinstance(result, Compiled):
+        if isinstance(result, CompiledProgram):
             return steps, result
     return None, None
 

@@ -1,4 +1,4 @@
-"""Saves and restores a run: the state, and with it what makes a checkpoint useful alone."""
+"""Saves and restores a run: the state, and the metadata that make a checkpoint useful by itself."""
 
 import json
 from itertools import zip_longest
@@ -15,7 +15,7 @@ from trainer.step.state import TrainState
 
 
 def run_metadata(config: Config, source: Source) -> dict[str, Any]:
-    """What a reader of the weights needs beside them: config, class names, normalisation."""
+    """Returns what the use of the weights needs: config, class names, normalisation."""
     return {
         "config": config_lib.to_dict(config),
         "class_names": list(source.class_names),
@@ -27,7 +27,7 @@ def run_metadata(config: Config, source: Source) -> dict[str, Any]:
 
 
 class _Metadata(tf.train.experimental.PythonState):
-    """Text inside a checkpoint."""
+    """JSON text inside a checkpoint."""
 
     def __init__(self, metadata: dict[str, Any]):
         self.text = json.dumps(metadata)
@@ -36,15 +36,15 @@ class _Metadata(tf.train.experimental.PythonState):
         return self.text
 
     def deserialize(self, string_value: str) -> None:
-        """Keeps this process's: what does not change results may have changed since."""
+        """Keeps this process's metadata: settings that do not change results may have changed."""
 
 
 class Checkpoints:
     """The checkpoints of a run: `checkpoints/ckpt-STEP`, the last N, and `checkpoints/best/`.
 
-    Only the chief writes: all variables are mirrored, so that its copies are everybody's. A kill
-    during a write leaves the earlier checkpoints as they were: TensorFlow writes to other names,
-    and moves the pointer, the file `checkpoint`, last and atomically.
+    Only the chief writes: all variables are mirrored, so its copies stand for all. A kill during a
+    write leaves the earlier checkpoints intact: TensorFlow writes to other names, and moves the
+    pointer, the file `checkpoint`, last and atomically.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Checkpoints:
     ):
         """
         Args:
-            device: the one that reads and writes the files; None for those of the variables.
+            device: reads and writes the files; None for the devices of the variables.
         """
         self._folder = folder
         self._keep = keep
@@ -82,36 +82,35 @@ class Checkpoints:
         )
 
     def restore(self) -> int | None:
-        """Restores the newest checkpoint that can be read and returns its step; None where there is
-        none.
+        """Restores the newest readable checkpoint and returns its step, or None if there is none.
 
-        Where the pointer is lost or damaged, checkpoints are found by their names.
+        If the pointer is lost or damaged, checkpoints are found by their names.
 
         Raises:
-            UserError: where there are checkpoints, and none can be read.
+            UserError: if there are checkpoints, but none can be read.
         """
         failed = []
-        # From the folder, not from the manager: that of another worker does not see what the chief
-        # has saved since.
+        # From the folder, not from the manager: another worker's manager does not see what the
+        # chief has saved since.
         pointed_at = _pointed_at(self._folder)
         paths = pointed_at or _by_name(self._folder)
         for path in reversed(paths):
             try:
                 self._refuse_another_run(path)
-                # No variable may be left without a value.
+                # Every variable must get a value.
                 self._checkpoint.restore(path, self._options).assert_existing_objects_matched()
             except (tf.errors.OpError, AssertionError, ValueError, IndexError) as error:
                 failed.append(f"{path} ({type(error).__name__})")
                 continue
             if failed:
-                print(f"warning: cannot be read: {', '.join(failed)}; going on from {path}")
+                print(f"warning: cannot be read: {', '.join(failed)}; resuming from {path}")
             if not pointed_at and self._is_chief:
                 good = paths[: paths.index(path) + 1]
                 tf.compat.v1.train.update_checkpoint_state(
                     str(self._folder),
                     path,
                     good,
-                    # Without times, the manager would keep them for ever.
+                    # Without times, the manager would keep them forever.
                     all_model_checkpoint_timestamps=[
                         Path(f"{one}.index").stat().st_mtime for one in good
                     ],
@@ -119,16 +118,16 @@ class Checkpoints:
                 )
                 self._last = self._manager()
             return int(self._state.global_step.numpy())
-        # A kill in the very first save leaves one that cannot be read, and that nothing points to.
+        # A kill during the very first save leaves an unreadable one that nothing points to.
         if failed and (pointed_at or len(failed) > 1):
             raise UserError(
                 f"no checkpoint can be read: {', '.join(failed)}; restore the files, or name "
-                f"another --workdir to start anew"
+                f"another --workdir to start from scratch"
             )
         return None
 
     def _refuse_another_run(self, path: str) -> None:
-        """A checkpoint copied from another run would fit wherever its shapes do."""
+        """Refuses a checkpoint copied from another run: it would load if its shapes fit."""
         reader = tf.train.load_checkpoint(path)
         text = reader.get_tensor("metadata/.ATTRIBUTES/py_state")
         saved = json.loads(text)
@@ -138,7 +137,7 @@ class Checkpoints:
                 f"{path}: of a run that computes something else ({'; '.join(different)}); remove "
                 f"it, or name another --workdir"
             )
-        # In order: class 3 must stay class 3.
+        # Compared in order: class 3 must stay class 3.
         names = [f"class {n}" for n in range(len(self._metadata["class_names"]))]
         for what, is_now, was in [
             ("train_examples", self._metadata["train_examples"], saved.get("train_examples")),
@@ -160,15 +159,15 @@ class Checkpoints:
 
 
 def _pointed_at(folder: Path) -> list[str] | None:
-    """What the file `checkpoint` names, oldest first; None where it is no text."""
+    """Returns the checkpoints that the pointer names, oldest first; None if it is not text."""
     try:
         state = tf.train.get_checkpoint_state(str(folder))
-    except ValueError:  # also what UnicodeDecodeError is
+    except ValueError:  # UnicodeDecodeError is one
         return None
     return list(state.all_model_checkpoint_paths) if state else []
 
 
 def _by_name(folder: Path) -> list[str]:
-    """The checkpoints in the folder, oldest first."""
+    """Returns the checkpoints in the folder, oldest first."""
     found = [path.with_suffix("") for path in folder.glob("ckpt-*.index")]
     return [str(p) for p in sorted(found, key=lambda path: int(path.name.partition("-")[2]))]

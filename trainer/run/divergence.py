@@ -1,4 +1,4 @@
-"""A loss or a gradient that is not finite: what can be said of it, and going back behind it."""
+"""Divergence: a loss or a gradient that is not finite, its report, and the rollback before it."""
 
 from typing import NamedTuple
 
@@ -7,6 +7,7 @@ import numpy as np
 from trainer.config import Config
 from trainer.data.pipeline import batch_indices
 from trainer.data.source import Source
+from trainer.errors import DivergedError
 from trainer.run.checkpoint import Checkpoints
 from trainer.step.state import TrainState
 from trainer.step.train_step import TrainMetrics
@@ -22,7 +23,7 @@ class Divergence(NamedTuple):
     gradient_norm: float
     learning_rate: float
     loss_scale: float
-    layer: str  # the first in the backward pass whose gradient is not finite, "" where none is
+    layer: str  # the first in the backward pass without a finite gradient; "" if none
     examples: list[int]  # indices into the training split, of the global batch
 
     def __str__(self) -> str:
@@ -40,14 +41,14 @@ class Divergence(NamedTuple):
 def find(
     config: Config, state: TrainState, source: Source, end: int, metrics: TrainMetrics
 ) -> Divergence | None:
-    """The first divergence in a loop of steps that ended after step `end`, or None.
+    """Returns the first divergence in a loop of steps that ended after step `end`, or None.
 
-    A skipped step of float16 is none while its loss scale can still fall: that is how the scale
-    finds its height. A loss that is not finite is one at any scale, since it is not scaled.
+    A skipped step of float16 does not count while its loss scale can still fall: that is how the
+    scale finds its level. A loss that is not finite counts at any scale, since it is not scaled.
     """
     first = end - len(metrics.loss)
     steps = first + np.arange(len(metrics.loss))
-    known = np.isin(steps, state.left_out.numpy())  # was one, and is left out since
+    known = np.isin(steps, state.left_out.numpy())  # diverged before, and left out since
     final = ~np.isfinite(metrics.loss) | (metrics.loss_scale <= 1)
     bad = np.flatnonzero((metrics.applied == 0) & final & ~known)
     if not bad.size:
@@ -66,14 +67,35 @@ def find(
     )
 
 
-def roll_back(
+def stop_or_roll_back(
+    config: Config, state: TrainState, checkpoints: Checkpoints, found: Divergence
+) -> int:
+    """Does what `on_divergence` says, and returns the step from which the run continues.
+
+    Raises:
+        DivergedError: if the run stops instead.
+    """
+    count = int(state.rollbacks.numpy())
+    if config.on_divergence == "stop":
+        raise DivergedError(
+            f"{found}; the last checkpoint is kept; lower optimizer.learning_rate or set "
+            f"optimizer.clip_norm in a new --workdir, or continue with "
+            f"--set on_divergence=rollback"
+        )
+    if count >= config.max_rollbacks:
+        raise DivergedError(
+            f"{found}; the last checkpoint is kept; rolled back {count} times already "
+            f"(max_rollbacks), to {state.rate_factor.numpy():.3g} of the learning rate"
+        )
+    return _roll_back(config, state, checkpoints, found)
+
+
+def _roll_back(
     config: Config, state: TrainState, checkpoints: Checkpoints, divergence: Divergence
 ) -> int:
-    """Restores the last checkpoint, but for what keeps the run from diverging again: the batch is
-    left out, and the learning rate falls. Returns the step that the run goes on from.
+    """Restores the last checkpoint, leaves the batch out and lowers the learning rate.
 
-    It is not saved at once: killed before the next checkpoint, the run diverges, and comes here,
-    again.
+    Nothing is saved yet: killed before the next checkpoint, the run diverges and rolls back again.
     """
     count = int(state.rollbacks.numpy())
     factor = float(state.rate_factor.numpy()) * config.rollback_factor

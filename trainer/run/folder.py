@@ -1,4 +1,4 @@
-"""A run's folder: its name, its owner, and what it was started with. Imports no TensorFlow.
+"""A run's folder: its name, its owner and its config. Imports no TensorFlow.
 
 WORKDIR/config.json  metrics.jsonl  checkpoints/  train/  eval/  DONE
 """
@@ -22,16 +22,16 @@ def default_path(config_path: str, config: Config) -> str:
 
 
 class RunFolder:
-    """The folder of one run, owned by this process until it ends, however it ends.
+    """The folder of one run, owned by this process until it ends, in whatever way.
 
     Args:
-        path: the folder, made where it is not there.
+        path: the folder; created if needed.
         config: what this process would compute.
         is_chief: whether this process writes to it.
 
     Raises:
-        UserError: where the folder cannot be written, another process trains in it, or it holds a
-            run that computes something else.
+        UserError: if the folder cannot be written, another process trains in it, or it holds a run
+            that computes something else.
     """
 
     def __init__(self, path: str, config: Config, is_chief: bool = True):
@@ -77,16 +77,15 @@ class RunFolder:
         if different:
             raise UserError(
                 f"--workdir={self.path}: holds a run that computes something else "
-                f"({'; '.join(different)}); undo that change to go on with it, or name another "
-                f"folder"
+                f"({'; '.join(different)}); undo that change to resume it, or name another folder"
             )
 
     def read_config(self) -> dict[str, Any] | None:
-        """What `write_config` saved, or None in a new folder."""
+        """Returns what `write_config` saved, or None in a new folder."""
         try:
             saved = json.loads(self._config_file.read_text(encoding="utf-8"))
             if not isinstance(saved["config"], dict):
-                raise TypeError("its 'config' is no object")
+                raise TypeError("its 'config' is not an object")
             return saved
         except FileNotFoundError:
             return None
@@ -96,7 +95,7 @@ class RunFolder:
             ) from None
 
     def write_config(self, metadata: dict[str, Any]) -> None:
-        """Saves what checkpoints also hold: config, class names, normalisation."""
+        """Saves the metadata that checkpoints also hold: config, class names, normalisation."""
         write_atomically(self._config_file, json.dumps(metadata, indent=1) + "\n")
 
     @property

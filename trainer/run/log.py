@@ -1,7 +1,7 @@
-"""What a run tells: metrics.jsonl, TensorBoard, the terminal. Each step once, however often killed.
+"""A run's log: metrics.jsonl, TensorBoard and the terminal. Every step appears once, despite kills.
 
-A run that goes on from step S first drops what was written after S, by a killed process or before a
-rollback: those steps are about to be done, and written, again. Records of divergences stay.
+A run that resumes at step S first drops what was written after S, by a killed process or before a
+rollback: those steps are about to be trained and written again. Records of divergences stay.
 """
 
 import json
@@ -9,7 +9,7 @@ import math
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import tensorflow as tf
@@ -20,43 +20,58 @@ from tqdm import tqdm
 
 from trainer.files import replacing, write_atomically
 from trainer.run.folder import RunFolder
+from trainer.run.length import Length
 from trainer.step.train_step import TrainMetrics
 
 _SECONDS_BETWEEN_LINES = 10.0
 
 
 class RunLog:
-    """Writes a run's numbers where people look for them; does nothing on workers but the chief.
+    """Writes a run's numbers where people look for them. Only the chief writes.
+
+    A context manager: its files are closed on errors, too.
 
     Args:
-        start_step: the step that the run goes on from.
+        start_step: the step from which the run continues.
     """
 
-    def __init__(
-        self, folder: RunFolder, start_step: int, total_steps: int, steps_per_epoch: float
-    ):
-        self._steps_per_epoch = steps_per_epoch
+    def __init__(self, folder: RunFolder, start_step: int, length: Length):
+        self._folder, self._length = folder, length
         self._enabled = folder.is_chief
         self._last_line = time.monotonic()
+        self._open_from(start_step)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._close()
+
+    def rewind(self, step: int) -> None:
+        """Drops what was written after `step`, to which the run has rolled back."""
+        self._close()
+        self._open_from(step)
+
+    def _open_from(self, step: int) -> None:
         if not self._enabled:
             return
-        _drop_records_after(folder.metrics, start_step)
+        _drop_records_after(self._folder.metrics, step)
         for name in ("train", "eval"):
-            _drop_events_after(folder.path / name, start_step)
-        self._metrics = open(folder.metrics, "a", encoding="utf-8")  # noqa: SIM115 (see close)
+            _drop_events_after(self._folder.path / name, step)
+        self._metrics = open(self._folder.metrics, "a", encoding="utf-8")  # noqa: SIM115 (see _close)
         # TensorBoard's own writer: a scalar by tf.summary costs 0.3 ms, a step has several.
-        self._train = EventFileWriter(str(folder.path / "train"))
-        self._eval = EventFileWriter(str(folder.path / "eval"))
+        self._train = EventFileWriter(str(self._folder.path / "train"))
+        self._eval = EventFileWriter(str(self._folder.path / "eval"))
         self._bar = tqdm(
-            total=total_steps,
-            initial=start_step,
+            total=self._length.total_steps,
+            initial=step,
             unit="step",
             disable=not sys.stderr.isatty(),
             dynamic_ncols=True,
         )
 
     def say(self, line: str) -> None:
-        """A line for the person who watches."""
+        """Prints a line on the terminal, above the progress bar."""
         if self._enabled:
             self._bar.write(line, file=sys.stdout)
             sys.stdout.flush()
@@ -69,16 +84,17 @@ class RunLog:
         images_per_second: float,
         traces: int,
     ) -> None:
-        """One loop's steps, the last of which is `step`.
+        """Writes the steps of one loop, the last of which is `step`.
 
         Args:
             seconds: how long the loop took.
-            traces: how often it was traced so far; more than once is a waste to look into.
+            traces: how often the loop has been traced so far; more than once per image size is a
+                waste to look into.
         """
         if not self._enabled:
             return
         columns = {name: np.asarray(values) for name, values in metrics._asdict().items()}
-        del columns["bad_variable"]  # for a divergence's own record
+        del columns["bad_variable"]  # in the record of a divergence
         num_steps = len(columns["loss"])
         first = step - num_steps + 1
         rates = {
@@ -106,13 +122,13 @@ class RunLog:
             )
 
     def event(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Something that is no curve, for metrics.jsonl alone: `startup`, `divergence`."""
+        """Writes a record that is not a curve, such as `divergence`, to metrics.jsonl."""
         if self._enabled:
             self._record(kind, step, values)
             self._metrics.flush()
 
     def evaluation(self, step: int, values: dict[str, float]) -> None:
-        """The metrics of an evaluation after `step`: `top1_accuracy`, …, `ema_top1_accuracy`, …"""
+        """Writes the metrics of the evaluation after `step`, such as `top1_accuracy`."""
         if not self._enabled:
             return
         self._record("eval", step, values)
@@ -122,23 +138,24 @@ class RunLog:
         self.say(f"{self._where(step)}: evaluated: {shown}")
 
     def _where(self, step: int) -> str:
-        return f"step {step}/{self._bar.total} (epoch {step / self._steps_per_epoch:.1f})"
+        return f"step {step}/{self._bar.total} (epoch {step / self._length.steps_per_epoch:.1f})"
 
     def _record(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        record = {"kind": kind, "step": step, "epoch": round(step / self._steps_per_epoch, 4)}
-        # JSON has no NaN: null.
+        epoch = round(step / self._length.steps_per_epoch, 4)
+        record = {"kind": kind, "step": step, "epoch": epoch}
+        # JSON has no NaN; null stands for it.
         bad = {k for k, v in values.items() if isinstance(v, float) and not math.isfinite(v)}
         record |= {k: None if k in bad else v for k, v in values.items()}
         self._metrics.write(json.dumps(record) + "\n")
 
     def flush(self) -> None:
-        """Before a checkpoint is saved: what it counts as done must have been written."""
+        """Writes everything to the files: called before a checkpoint counts its steps as done."""
         if self._enabled:
             self._metrics.flush()
             self._train.flush()
             self._eval.flush()
 
-    def close(self) -> None:
+    def _close(self) -> None:
         if self._enabled:
             self._bar.close()
             self._metrics.close()
@@ -152,7 +169,7 @@ def _add_scalars(writer: EventFileWriter, step: int, values: dict[str, float]) -
 
 
 def read_records(path: Path, kind: str) -> list[dict[str, Any]]:
-    """The records of one kind, as `train` or `eval`, of a metrics.jsonl; not a torn last line."""
+    """Returns the records of one kind, such as `train` or `eval`; a torn last line is dropped."""
     if not path.exists():
         return []
     return [r for r in _parse(path.read_text(encoding="utf-8")) if r["kind"] == kind]
@@ -163,7 +180,7 @@ def _parse(text: str) -> list[dict[str, Any]]:
     for line in text.splitlines():
         try:
             records.append(json.loads(line))
-        except ValueError:  # a kill in the middle of a write: nothing after it is whole
+        except ValueError:  # a kill during a write: nothing after it is whole
             break
     return records
 
@@ -177,12 +194,11 @@ def _drop_records_after(path: Path, step: int) -> None:
 
 
 def _drop_events_after(folder: Path, step: int) -> None:
-    """Rewrites TensorBoard's event files without what came after `step`.
+    """Rewrites TensorBoard's event files without the events after `step`.
 
-    An event file cannot be cut by its reader alone: TensorBoard would draw the dropped steps, and
-    then the repeated ones, as a second line.
+    Otherwise TensorBoard would draw the dropped steps, and then the repeated ones as a second line.
     """
-    for leftover in folder.glob(".events.out.tfevents.*.tmp"):  # of a kill in the lines below
+    for leftover in folder.glob(".events.out.tfevents.*.tmp"):  # left by a kill in the lines below
         leftover.unlink()
     for path in sorted(folder.glob("events.out.tfevents.*")):
         kept = 0
@@ -194,6 +210,6 @@ def _drop_events_after(folder: Path, step: int) -> None:
                         writer.write(record)
                         kept += event.HasField("summary")
             except tf.errors.DataLossError:
-                pass  # a kill in the middle of a write: nothing after it is whole
+                pass  # a kill during a write: nothing after it is whole
         if not kept:
             path.unlink()

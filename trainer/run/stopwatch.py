@@ -1,17 +1,17 @@
-"""Where the time from the command to the first step goes."""
+"""The time from the command to the first step, by phase."""
 
 import time
 
 
 class Stopwatch:
-    """Named laps, in seconds, since it was made."""
+    """Measures named laps, in seconds, from its creation on."""
 
     def __init__(self):
         self._last = time.monotonic()
         self.laps: dict[str, float] = {}
 
     def lap(self, name: str) -> None:
-        """Ends a lap: the time since the last one ended goes to `name`."""
+        """Ends a lap: adds the time since the last lap to `name`."""
         now = time.monotonic()
         self.laps[name] = self.laps.get(name, 0.0) + now - self._last
         self._last = now

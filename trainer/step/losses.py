@@ -1,4 +1,4 @@
-"""Losses of each example; who calls them divides by the global batch."""
+"""Losses per example; the caller divides by the global batch size."""
 
 import tensorflow as tf
 
@@ -6,14 +6,14 @@ import tensorflow as tf
 def softmax_cross_entropy(
     logits: tf.Tensor, labels: tf.Tensor, label_smoothing: float = 0.0
 ) -> tf.Tensor:
-    """Cross-entropy of each example, in nats.
+    """Computes the cross-entropy of each example, in nats.
 
     Args:
         logits: `[batch, classes]`, float32.
         labels: `[batch]`, the index of the right class; or float32 `[batch, classes]`, the share
-            of each.
-        label_smoothing: the share of the target spread evenly over all classes (Szegedy et al.
-            2015b, section 7).
+            of each class.
+        label_smoothing: the share of the target that is spread evenly over all classes (Szegedy et
+            al. 2015b, section 7).
 
     Returns:
         `[batch]`, float32.

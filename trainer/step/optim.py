@@ -1,32 +1,29 @@
-"""Optimizers and learning-rate schedules.
+"""Optimizers.
 
-Our own, since the train step decides itself when to reduce, to skip and to apply (see steps.py):
+They are our own because the train step decides when to reduce, skip and apply (see train_step.py):
 Keras' optimizers reduce gradients inside `apply_gradients`, and its loss scaling decides per
-replica. An optimizer here only updates the variables of the replica that calls it, with gradients
+replica. An optimizer here updates only the variables of the replica that calls it, with gradients
 that are already the same on all replicas.
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 import tensorflow as tf
 
-from trainer.config import Config, OptimizerConfig
-
-Schedule = Callable[[tf.Tensor], tf.Tensor]
+from trainer.config import OptimizerConfig
 
 
 class Optimizer(tf.Module):
-    """The slots of an update rule; made under the strategy's scope, one per model.
+    """An update rule and its slots; built under the strategy's scope, one per model.
 
     Attributes:
-        SLOTS: how many there are for each variable.
+        SLOTS: the number of slots per variable.
 
     Args:
         config: the `optimizer` section.
-        variables: the trainable variables, in the order that gradients come in.
-        rate_factors: what the learning rate of each is multiplied by.
+        variables: the trainable variables, in the order of their gradients.
+        rate_factors: multiplies the learning rate of each variable.
     """
 
     SLOTS: ClassVar[int]
@@ -40,7 +37,7 @@ class Optimizer(tf.Module):
         super().__init__()
         self.config = config
         self._rate_factors = list(rate_factors)
-        # Only kernels decay: they alone have more than one axis. Decaying batch norm's scales and
+        # Only kernels decay; only they have more than one axis. Decaying batch norm's scales and
         # biases costs accuracy (Goyal et al. 2017, section 5.3; He et al. 2018, section 3.1).
         self._decay = [config.weight_decay if v.shape.rank > 1 else 0.0 for v in variables]
 
@@ -60,11 +57,11 @@ class Optimizer(tf.Module):
         """Updates this replica's copies of the variables and slots, once.
 
         Args:
-            variables: those that the slots were made for, in that order.
+            variables: those that the slots were built for, in that order.
             gradients: float32, of the variables' shapes.
             learning_rate: float32 scalar.
         """
-        raise NotImplementedError("an optimizer is one of OPTIMIZERS")
+        raise NotImplementedError("abstract: see OPTIMIZERS")
 
 
 class SGD(Optimizer):
@@ -101,7 +98,8 @@ class SGD(Optimizer):
 
 
 class AdamW(Optimizer):
-    """Adam, weight decay decoupled (Loshchilov & Hutter 2019, algorithm 2); `momentum` is β1."""
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2). `momentum` is
+    β1."""
 
     SLOTS = 2
 
@@ -146,41 +144,11 @@ def make_optimizer(
     variables: Sequence[tf.Variable],
     rate_factors: Sequence[float] | None = None,
 ) -> Optimizer:
-    """The optimizer that the config names, with its slots at zero.
+    """Builds the optimizer that the config names, with its slots at zero.
 
     Args:
-        rate_factors: what the learning rate of each variable is multiplied by: 1 where there are
-            none.
+        rate_factors: multiplies the learning rate of each variable. Default: 1 for all.
     """
     if rate_factors is None:
         rate_factors = [1.0] * len(variables)
     return OPTIMIZERS[config.name](config, variables, rate_factors)
-
-
-def make_schedule(config: Config, steps_per_epoch: float, total_steps: int) -> Schedule:
-    """The learning rate as a function of the step: `int64 scalar -> float32 scalar`.
-
-    Warm-up is linear from `1 / warmup_steps` of the peak to the peak. After it, `cosine` falls from
-    the peak to 0 at `total_steps` (Loshchilov & Hutter 2017, eq. 5, without restarts), `step`
-    multiplies by `milestone_factor` at each milestone, in epochs, `constant` stays.
-    """
-    optimizer = config.optimizer
-    warmup_steps = optimizer.warmup_epochs * steps_per_epoch
-
-    def schedule(step: tf.Tensor) -> tf.Tensor:
-        step = tf.cast(step, tf.float32)
-        rate = tf.constant(optimizer.learning_rate)
-        if optimizer.schedule == "cosine":
-            done = (step - warmup_steps) / max(total_steps - warmup_steps, 1.0)
-            rate *= 0.5 * (1.0 + tf.cos(math.pi * tf.clip_by_value(done, 0.0, 1.0)))
-        elif optimizer.schedule == "step":
-            passed = sum(
-                tf.cast(step >= epoch * steps_per_epoch, tf.float32)
-                for epoch in optimizer.milestones
-            )
-            rate *= tf.pow(optimizer.milestone_factor, passed)
-        if warmup_steps:
-            rate *= tf.minimum((step + 1.0) / warmup_steps, 1.0)
-        return rate
-
-    return schedule

@@ -1,4 +1,4 @@
-"""The state of a run: what a checkpoint holds, and all that going on needs."""
+"""The state of a run: what a checkpoint holds, and all that resuming needs."""
 
 import tensorflow as tf
 import tf_keras
@@ -10,32 +10,32 @@ from trainer.step.optim import Optimizer, make_optimizer
 
 
 class TrainState(tf.Module):
-    """Model, optimizer, moving average, loss scale, and where the run stands.
+    """Model, optimizer, moving average, loss scale, and the progress of the run.
 
-    Every variable is mirrored, written by each replica with the same value; a checkpoint reads the
-    first copy, and restoring it writes all.
+    Every variable is mirrored: each replica writes the same value to its copy. A checkpoint reads
+    the first copy, and restoring it writes all.
 
     Attributes:
-        ema_model: a second model with the exponential moving average of the first one's weights
-            *and* batch norm statistics, or None. Being a model of its own, evaluating it
+        ema_model: a second model, with the exponential moving average of the first one's weights
+            *and* batch norm statistics, or None. Since it is a separate model, evaluating it
             cannot touch the weights in training.
-        loss_scale: what the loss is multiplied by in float16, or None; `good_steps` counts
-            finite steps since it changed.
-        global_step: steps done; a skipped one counts, since its data are used up.
-        applied_steps: steps whose update was applied.
-        best_accuracy: the highest evaluated top-1 so far, -1 before any.
-        rollbacks: how often the run went back after it had diverged; `rate_factor` is what
-            that multiplies the learning rate by, and `left_out` `[MAX_ROLLBACKS]` the steps,
-            counted from 0, whose batches are not applied (-1: none).
+        loss_scale: multiplies the loss in float16, or None; `good_steps` counts the finite steps
+            since it changed.
+        global_step: the number of steps done, including skipped ones, whose data are used up.
+        applied_steps: the number of steps whose update was applied.
+        best_accuracy: the highest top-1 accuracy of an evaluation so far; -1 before the first.
+        rollbacks: how often the run rolled back after a divergence. `rate_factor` is the resulting
+            factor of the learning rate, and `left_out` `[MAX_ROLLBACKS]` the steps, counted from 0,
+            whose batches are not applied (-1: none).
     """
 
     def __init__(self, config: Config, channels: int):
-        """Called under the strategy's scope."""
+        """Builds the state. Called under the strategy's scope."""
         super().__init__()
         self.model: tf_keras.Model = build_model(config, channels)
         self.ema_model: tf_keras.Model | None = None
         if config.ema_decay is not None:
-            self.ema_model = build_model(config, channels)  # the same seed: the same weights
+            self.ema_model = build_model(config, channels)  # the same weights, by the same seed
         self.optimizer: Optimizer = make_optimizer(
             config.optimizer,
             self.model.trainable_variables,

@@ -64,7 +64,7 @@ def test_a_file_gives_the_logits_of_the_library_that_wrote_it(case: Case, tmp_pa
     """Of timm and of torchvision, by the golden logits: also what they lay out otherwise."""
     source = model_of(case)
     path = tmp_path / "weights.safetensors"
-    known = libraries(config_of_case(case))
+    known = libraries(case.name)
     named = named_variables(source, known.get(case.reference) or next(iter(known.values())))
     tensors = {name: one.to_torch() for name, one in named.items()}
     if "classifier.0.weight" in tensors:  # torchvision's dense layer
@@ -235,7 +235,7 @@ def test_broken_numbers_are_named(tmp_path, change, part):
 
 def test_torchvision_s_mobilenetv3_needs_its_epsilon(tmp_path):
     case = next(c for c in CASES if c.key.startswith("torchvision mobilenetv3_small"))
-    known = libraries(config_of_case(case))["torchvision"]
+    known = libraries(case.name)["torchvision"]
     tensors = {n: one.to_torch() for n, one in named_variables(model_of(case), known).items()}
     save_file(tensors, tmp_path / "w.safetensors")
     with pytest.raises(UserError, match=r"model.batch_norm_epsilon=0.001, not 1e-05; set it too"):
@@ -382,7 +382,7 @@ def changed(run: Run, steps: int) -> dict[str, set[bool]]:
 @pytest.mark.parametrize("num_replicas", [1, 2])
 def test_frozen_stages_stay_to_the_bit_with_their_statistics(digits_config, digits, num_replicas):
     settings = ("model.freeze=stage1", "ema_decay=0.9", "optimizer.weight_decay=0.01")
-    frozen = config_of(digits_config, "tiny_resnet", *settings, "sync_bn=false")
+    frozen = config_of(digits_config, "tiny_resnet", *settings, "model.sync_batch_norm=false")
     run = Run(frozen, digits, strategy_of(num_replicas))
     assert changed(run, 3) == {"stem": {False}, "stage1": {False}, "stage2": {True}, "head": {True}}
     for average, value in zip(
@@ -482,7 +482,7 @@ def test_a_run_is_fine_tuned_and_goes_on_without_the_file(
         return capsys.readouterr().out
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_lib, "_StopRequest", StopAfter(2))
+        patch.setattr(train_lib, "StopRequest", StopAfter(2))
         with pytest.raises(PreemptedError):
             train("run")
     assert re.search(

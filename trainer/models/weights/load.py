@@ -151,7 +151,7 @@ def _refuse_another_function(config: Config, saved: Mapping[str, Any], what: str
 
 def torch_tensors(config: Config, model: tf_keras.Model) -> dict[str, np.ndarray]:
     """The model's variables, in PyTorch's layout, by the names of its family's first library."""
-    library = next(iter(libraries(config).values()))
+    library = next(iter(libraries(config.model.name).values()))
     return {name: named.to_torch() for name, named in named_variables(model, library).items()}
 
 
@@ -183,7 +183,7 @@ def assign(
             f"{len(named)} tensors fit; {'; '.join(match.wrong[:_SHOWN])}{more}"
         )
     ours = config.model.batch_norm_epsilon
-    epsilons = getattr(family_of(config), "EPSILONS", {})
+    epsilons = getattr(family_of(config.model.name), "EPSILONS", {})
     epsilon = epsilons.get((library, config.model.name), ours)
     if epsilon != ours:
         raise UserError(
@@ -235,7 +235,8 @@ def _best_library(
 ) -> tuple[str, dict[str, Named]]:
     """The library by whose names the most tensors are there, and the variables by these names."""
     candidates = {
-        library: named_variables(model, name_of) for library, name_of in libraries(config).items()
+        library: named_variables(model, name_of)
+        for library, name_of in libraries(config.model.name).items()
     }
     best = max(candidates, key=lambda library: len(candidates[library].keys() & tensors.keys()))
     return best, candidates[best]

@@ -12,7 +12,6 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from trainer.config import Config
 from trainer.models.build import family_of
 
 _KINDS = {
@@ -60,9 +59,9 @@ def _path_with_dots(model: tf_keras.Model, path: str) -> str:
     return path.replace("/", ".")
 
 
-def libraries(config: Config) -> dict[str, Callable[[Any, str], str]]:
+def libraries(model_name: str) -> dict[str, Callable[[Any, str], str]]:
     """Whose names the model's weights may have: the functions of its family's `NAMES`."""
-    return getattr(family_of(config), "NAMES", {"trainer": _path_with_dots})
+    return getattr(family_of(model_name), "NAMES", {"trainer": _path_with_dots})
 
 
 def named_variables(model: tf_keras.Model, name_of: Callable[[Any, str], str]) -> dict[str, Named]:

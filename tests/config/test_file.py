@@ -1,0 +1,137 @@
+"""Config files, and `--set`."""
+
+import dataclasses
+import re
+
+import pytest
+
+from tests.config.common import ROOT, fields, refusal
+from trainer.config import load, override
+from trainer.errors import UserError
+
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+
+
+def test_the_recipes_are_there():
+    assert {"digits_resnet20.py", "cifar10_resnet20.py", "imagenet_resnet50.py"} <= {
+        path.name for path in CONFIGS
+    }
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_recipe_loads_and_validates(path):
+    config = load(str(path))
+    config.validate()
+    assert path.stem.endswith(config.model.name)  # a file is named after what it holds
+    what = path.stem.partition("_")[0]
+    assert what == "finetune" or config.data.name.startswith(what)
+
+
+def test_a_missing_file_is_named_with_those_there_are(tmp_path, monkeypatch):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "good.py").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        load("configs/god.py")
+    assert str(caught.value) == (
+        "--config=configs/god.py: cannot be read (No such file or directory); "
+        "there is configs/good.py"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("x = 1\n\ndef get_config(:\n    pass\n", "line 3: invalid syntax"),
+        ("x = 1\n", "must define get_config() -> Config; it does not"),
+        ("get_config = 3\n", "must define get_config() -> Config; it does not"),
+        (
+            "def get_config():\n    return {'seed': 1}\n",
+            "get_config() must return a trainer.config.Config, not dict",
+        ),
+        (
+            "def get_config():\n    raise KeyError('colour')\n",
+            "get_config() failed: KeyError: 'colour'",
+        ),
+        (
+            "from trainer.config import Config\n\ndef get_config():\n    return Config(sed=1)\n",
+            "get_config() failed: TypeError: Config.__init__() got an unexpected keyword argument "
+            "'sed'",
+        ),
+        (
+            "from trainer.config import Config\n\ndef get_config():\n    return Config(seed=-1)\n",
+            "seed: must be in [0, 2**31), not -1",
+        ),
+        (
+            "from trainer.config import Config\ndef get_config():\n    return Config(sync_bn=1)\n",
+            "get_config() failed: TypeError: Config.__init__() got an unexpected keyword argument "
+            "'sync_bn'; it is now model.sync_batch_norm",
+        ),
+        ("raise ValueError('a\\nb')\n", "ValueError: a b"),
+        ("import no_such_module\n", "ModuleNotFoundError: No module named 'no_such_module'"),
+    ],
+)
+def test_a_broken_file_is_answered_with_its_name_and_the_reason(tmp_path, text, reason):
+    path = tmp_path / "broken.py"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load(str(path))
+    assert str(caught.value) == f"--config={path}: {reason}"
+
+
+def test_a_file_that_is_not_text(tmp_path):
+    path = tmp_path / "binary.py"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=re.escape(f"{path}: cannot be read (not UTF-8 text)")):
+        load(str(path))
+
+
+def test_a_file_whose_fields_contradict_each_other_is_refused_by_override(tmp_path):
+    path = tmp_path / "contradiction.py"
+    path.write_text(
+        "from trainer.config import Config, DataConfig\n"
+        "def get_config():\n    return Config(data=DataConfig(crop='pad'))\n"
+    )
+    assert "data.pad (0)" in refusal(config=load(str(path)))
+
+
+def test_only_the_named_fields_change_and_the_last_assignment_holds():
+    before = load(str(ROOT / "configs/digits_resnet20.py"))
+    after = override(before, ["seed=1", "optimizer.momentum=0.8", "seed=2"])
+    optimizer = dataclasses.replace(before.optimizer, momentum=0.8)
+    assert after == dataclasses.replace(before, seed=2, optimizer=optimizer)
+
+
+def test_an_assignment_without_equals_sign():
+    assert refusal("seed") == "--set seed: must be FIELD=VALUE"
+
+
+@pytest.mark.parametrize(
+    ("path", "near"),
+    [
+        ("optimizer.learning_rte", "optimizer.learning_rate"),
+        ("learning_rate", "optimizer.learning_rate"),
+        ("optimiser.momentum", "optimizer.momentum"),
+        ("data.num_classes", "model.num_classes"),
+        ("input_pipeline.flip", "data.flip"),
+        ("Seed", "seed"),
+    ],
+)
+def test_an_unknown_field_is_answered_with_the_nearest(path, near):
+    assert refusal(f"{path}=1") == f"{path}: unknown field; did you mean {near!r}?"
+
+
+def test_a_renamed_field_is_answered_with_its_new_name():
+    assert refusal("sync_bn=false") == "sync_bn: is now model.sync_batch_norm"
+
+
+def test_an_unknown_field_like_no_other_is_answered_with_all():
+    message = refusal("xyzzy=1")
+    prefix, _, known = message.partition("; known: ")
+    assert prefix == "xyzzy: unknown field"
+    assert set(known.split(", ")) == set(fields())
+
+
+@pytest.mark.parametrize("path", ["optimizer", "model"])
+def test_a_section_is_no_field(path):
+    assert refusal(f"{path}=sgd").startswith(f"{path}: unknown field; ")
