@@ -2,8 +2,9 @@
 Python example runs."""
 
 import ast
+import copy
 import csv
-import json
+import importlib
 import os
 import re
 import shlex
@@ -15,15 +16,20 @@ from pathlib import Path
 
 import pytest
 import tensorflow as tf
+from absl import flags
+from trainer.devices.choice import STRATEGIES
 
 from launch import cli
 from tests.conftest import strategy_of
 from tests.step_runs import Run
+from tests.test_imports import VERBS
 from trainer import config as config_lib
+from trainer import inspect
 from trainer.data.source import open_source
 from trainer.errors import UserError
 from trainer.insight.anatomy import anatomy
 from trainer.models.weights.load import torch_tensors
+from trainer.preflight.slices import parse_slice
 from trainer.registry import MODELS
 
 _ROOT = Path(__file__).parents[1]
@@ -90,33 +96,55 @@ def user_folder(tmp_path) -> Path:
     return tmp_path
 
 
-def _errors(calls: list[list[str]], folder: Path) -> dict[str, str]:
-    """What `tests.docs_commands` has against calls that a user makes in this folder."""
-    result = subprocess.run(
-        [sys.executable, "-m", "tests.docs_commands"],
-        input=json.dumps(calls),
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(_ROOT)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    errors = json.loads(result.stdout)
-    return {shlex.join(call): e for call, e in zip(calls, errors, strict=True) if e}
+def _parse(call: list[str]) -> None:
+    """Parses a call with the verb's own flags, and checks what they name.
+
+    Raises:
+        flags.Error: for arguments that the verb refuses.
+        UserError: for a config, a setting or a slice that does not exist.
+    """
+    name, *arguments = call
+    verb = importlib.import_module(name + ".__main__" * (name == "trainer.preflight"))
+    values = copy.deepcopy(verb.FLAGS)
+    assert values([name, *inspect._joined(arguments)]) == [name]
+    if "config" in values:
+        config_lib.override(config_lib.load(values["config"].value), values["set"].value)
+    if name == "trainer.main":
+        assert values["strategy"].value in STRATEGIES
+    if name == "trainer.inspect":
+        assert {one for one in (values["model"].value, *values["diff"].value) if one} <= set(MODELS)
+    if name == "trainer.preflight":
+        parse_slice(values["tpu"].value)
 
 
-def test_every_command_parses(user_folder):
-    calls = _calls()
-    verbs = ("main", "inspect", "prepare", "export", "preflight")
-    assert {call[0] for call in calls} == {f"trainer.{verb}" for verb in verbs}
-    assert _errors(calls, user_folder) == {}
+@pytest.mark.parametrize("call", _calls(), ids=shlex.join)
+def test_every_command_parses(call, user_folder, monkeypatch):
+    monkeypatch.chdir(user_folder)
+    monkeypatch.syspath_prepend(user_folder)
+    _parse(call)
 
 
-def test_a_wrong_command_does_not_parse(user_folder):
-    wrong = ["--set=no.such=1", "--no_such", "--strategy=x", "--config=no.py", "positional"]
-    calls = [["trainer.main", argument] for argument in wrong]
-    calls += [["trainer.inspect", "--model=x"], ["trainer.preflight", "--tpu=v9:1x1"]]
-    assert list(_errors([*calls, ["trainer.main"]], user_folder)) == list(map(shlex.join, calls))
+def test_commands_of_every_verb_are_found():
+    assert {call[0] for call in _calls()} == {f"trainer.{verb}" for verb in VERBS}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "main --set=no.such=1",
+        "main --no_such",
+        "main --strategy=x",
+        "main --config=no.py",
+        "main --out=x",
+        "main positional",
+        "export --set=seed=1",
+        "inspect --model=x",
+        "preflight --tpu=v9:1x1",
+    ],
+)
+def test_a_wrong_command_does_not_parse(call):
+    with pytest.raises((UserError, flags.Error, AssertionError)):
+        _parse(f"trainer.{call}".split())
 
 
 @pytest.mark.parametrize("words", _launches(), ids=shlex.join)
