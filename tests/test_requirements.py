@@ -42,7 +42,7 @@ def test_the_tests_on_it_have_the_same_tools():
 
 
 def test_it_is_installed_without_dependencies():
-    for file in ("BUILD.md", "Makefile", "requirements-tpu.txt"):
+    for file in ("docs/tpu.md", "Makefile", "requirements-tpu.txt"):
         lines = [line for line in (ROOT / file).read_text().splitlines() if "install " in line]
         assert all("--no-deps" in line for line in lines if "-r requirements-tpu.txt" in line)
         assert any("--no-deps" in line for line in lines)
