@@ -358,7 +358,7 @@ def test_on_this_machine_it_is_refused_in_a_line(tmp_path, monkeypatch):
     is no TPU."""
     monkeypatch.delenv("TPU_LOAD_LIBRARY", raising=False)  # of make test-tf220
     result = run_main("--strategy=tpu", "--tpu=local", f"--workdir={tmp_path / 'run'}")
-    plain = f"--tpu=local: tensorflow {tf.__version__} is installed, and only tensorflow-tpu"
+    plain = f"--tpu=local: tensorflow {tf.__version__} is installed, but only tensorflow-tpu"
     assert only_line(result).startswith((plain, "--tpu=local: this machine has no TPU"))
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
 
@@ -435,7 +435,7 @@ def test_no_tpu_is_initialised_where_tensorflow_sees_none():
             tf.errors.InvalidArgumentError(
                 None, None, "NodeDef expected inputs 'string' do not match 0 inputs specified"
             ),
-            ["another TensorFlow"],
+            ["a TensorFlow other than"],
         ),
         (RuntimeError("TPU cores on each host is not same."), ["RuntimeError: TPU cores"]),
     ],
