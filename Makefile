@@ -1,12 +1,13 @@
-# make train | test | test-slow | test-tf220 | check | parity | preflight-env | bench | tensorboard
-# | clean. `make train ARGS="--set seed=1"`.
+# make train | test | test-slow | test-tf220 | coverage | check | format | docs | docs-serve | parity
+# | preflight-env | bench | tensorboard | clean. `make train ARGS="--set seed=1"`.
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 # Two test files at a time, those with most tests first, or in the order of their names.
 TWO := -n 2 --dist loadfile
 
-.PHONY: train test test-slow test-tf220 check format parity preflight-env bench tensorboard clean
+.PHONY: train test test-slow test-tf220 coverage check format docs docs-serve parity preflight-env \
+  bench tensorboard clean
 
 train: .venv/installed
 	$(BIN)/python -m trainer.main --strategy=mirrored $(ARGS)
@@ -22,6 +23,13 @@ test-slow: .venv/installed-dev
 test-tf220: .venv-tf220/installed
 	TPU_LOAD_LIBRARY=0 .venv-tf220/bin/python -m pytest $(TWO) --no-loadscope-reorder -m "not slow" $(ARGS)
 
+# The lines that `make test` runs, in its own and in the processes that it starts.
+coverage: .venv/installed-dev
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(TWO) --no-loadscope-reorder -m "not slow" $(ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
 check: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -30,6 +38,13 @@ check: .venv/installed-dev
 format: .venv/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The documentation as web pages, in site/. Broken links and anchors are errors.
+docs: .venv-docs/installed
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+
+docs-serve: .venv-docs/installed
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs serve
 
 # Computes tests/parity/golden.json anew, and what else needs PyTorch and timm, in an environment of its own.
 parity: .venv/installed-dev .venv-parity/installed
@@ -59,6 +74,11 @@ tensorboard: .venv/installed
 	$(BIN)/python -m pip install -r requirements-dev.txt
 	touch $@
 
+.venv-docs/installed: requirements-docs.txt
+	$(PYTHON) -m venv --clear .venv-docs
+	.venv-docs/bin/python -m pip install --quiet -r requirements-docs.txt
+	touch $@
+
 .venv-preflight/installed: requirements-preflight.txt
 	$(PYTHON) -m venv --clear .venv-preflight
 	.venv-preflight/bin/python -m pip install --quiet -r requirements-preflight.txt
@@ -77,4 +97,4 @@ tensorboard: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-parity .venv-preflight .venv-tf220 runs
+	rm -rf .venv .venv-docs .venv-parity .venv-preflight .venv-tf220 build site runs .coverage*

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import io
 import os
+from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -13,6 +14,7 @@ import tensorflow as tf
 from PIL import Image
 
 from tests import small_models
+from tests.verb_runs import write_stubs
 from trainer import config as config_lib
 from trainer.data.source import Source, open_source
 from trainer.data.tfds_source import open_source as open_tfds
@@ -55,6 +57,12 @@ def skip_without_xla() -> None:
 def xla() -> None:
     """For tests that need it."""
     skip_without_xla()
+
+
+@pytest.fixture(scope="session")
+def stubs(tmp_path_factory) -> Path:
+    """A folder for PYTHONPATH, in which importing TensorFlow ends the process."""
+    return write_stubs(tmp_path_factory.mktemp("stubs"))
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ VERBS = {"main", "inspect", "prepare", "export", "preflight"}
 # Rooms and files that a command can use before it imports TensorFlow.
 WITHOUT_TENSORFLOW = (
     *("errors", "files", "registry", "config", "user_module", "cli", "models.weights.tensor_file"),
-    *("devices.cluster", "devices.tpu", "run.folder", "run.stopwatch"),
+    *("devices.choice", "devices.cluster", "devices.tpu", "run.folder", "run.stopwatch"),
 )
 
 

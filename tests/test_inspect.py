@@ -6,7 +6,6 @@ import json
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl import flags
 from PIL import Image
 
 from tests.conftest import encode
@@ -204,18 +203,9 @@ def run(capsys):
     """What the command prints, to stdout and stderr."""
 
     def call(*arguments: str) -> tuple[str, str]:
-        saved = flags.FLAGS.flag_values_dict()
-        present = {name: flags.FLAGS[name].present for name in saved}
-        try:
-            flags.FLAGS.mark_as_parsed()
-            for name in flags.FLAGS:
-                flags.FLAGS[name].present = 0
-            flags.FLAGS(["inspect", *inspect._joined(list(arguments))])
-            assert inspect.inspect() == 0
-        finally:
-            for name, value in saved.items():
-                flags.FLAGS[name].value = value
-                flags.FLAGS[name].present = present[name]
+        inspect.FLAGS.unparse_flags()
+        inspect.FLAGS(["inspect", *inspect._joined(list(arguments))])
+        assert inspect.inspect() == 0
         output = capsys.readouterr()
         return output.out, output.err
 
@@ -291,7 +281,7 @@ def test_an_image_is_shown_with_weights_and_without(run, photos, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--model: must name a model, as --model=resnet50; or give --config"),
+        ([], "--model: must name a model, such as --model=resnet50; or give --config"),
         (["--model=resnet_50"], "unknown model 'resnet_50'; did you mean 'resnet50'?"),
         (["--diff", "resnet18"], "--diff resnet18: must be two models"),
         (["--diff", "resnet18", ""], "must be two models"),

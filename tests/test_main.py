@@ -12,69 +12,30 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import strategy_of
+from tests.verb_runs import IMPORTED, ROOT, only_line, run_main
 from tests.workers import tf_configs
 from trainer import config as config_lib
 from trainer.config import Config, load, override
 from trainer.data.source import open_source
-from trainer.errors import DivergedError, GroupError, PreemptedError, UserError
+from trainer.errors import UserError
 from trainer.run.folder import RunFolder, default_path
 from trainer.run.train import train_and_evaluate
 
-ROOT = Path(__file__).parents[1]
 DIGITS = str(ROOT / "configs" / "digits_resnet20.py")
-IMPORTED = 99
-
-
-@pytest.fixture(scope="module")
-def stubs(tmp_path_factory) -> Path:
-    """Packages that end the process when it imports them."""
-    folder = tmp_path_factory.mktemp("stubs")
-    for name in ("tensorflow", "tf_keras", "tensorflow_datasets"):
-        (folder / f"{name}.py").write_text(f"import os\nos._exit({IMPORTED})\n")
-    return folder
-
-
-def run_main(
-    *arguments: object,
-    pythonpath: object = "",
-    cwd: Path = ROOT,
-    environment: dict[str, str] | None = None,
-) -> subprocess.CompletedProcess:
-    inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ("TF_CONFIG", "TPU_NAME", "TFDS_DATA_DIR")
-    }
-    return subprocess.run(
-        [sys.executable, "-m", "trainer.main", *map(str, arguments)],
-        cwd=cwd,
-        env=inherited | {"PYTHONPATH": str(pythonpath)} | (environment or {}),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def only_line(result: subprocess.CompletedProcess, code: int = 2) -> str:
-    """The message of a run that was refused, and that said nothing else."""
-    assert result.returncode == code, result.stderr
-    assert result.stdout == ""
-    assert "Traceback" not in result.stderr
-    lines = result.stderr.splitlines()
-    assert len(lines) == 1
-    assert lines[0].startswith("error: ")
-    return lines[0].removeprefix("error: ")
-
-
 # --- without TensorFlow -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["--learning_rate=0.8"], ["flag", "'learning_rate'"]),
-        (["--stategy=mirrored"], ["flag", "'stategy'", "strategy"]),
+        (
+            ["--learning_rate=0.8"],
+            ["--learning_rate: not a flag of trainer.main", "--set optimizer.learning_rate=…"],
+        ),
+        (["--stategy=mirrored"], ["--stategy: not a flag of", "did you mean --strategy?"]),
+        (["--out=model.safetensors"], ["--out: not a flag of trainer.main"]),
+        (["--notpu=x"], ["--notpu: not a flag"]),
+        (["--noprint_config=x"], ["--noprint_config=x does not take an argument"]),
         (["--virtual_devices=two"], ["--virtual_devices=two"]),
         (["--virtual_devices=-1"], ["--virtual_devices=-1"]),
         (["--set"], ["--set"]),
@@ -175,9 +136,7 @@ def test_a_model_of_one_s_own_is_a_module_of_this_folder(stubs, tmp_path, as_scr
     bin_folder.mkdir()
     (here / "my_models" / "tinynet.py").write_text("raise SystemExit('not before TensorFlow')\n")
     script = bin_folder / "train"
-    script.write_text(
-        "from trainer.cli import command\nfrom trainer.main import train\ncommand.run(train)\n"
-    )
+    script.write_text("from trainer.main import main\nmain()\n")
     result = subprocess.run(
         [
             *(sys.executable, *([script] if as_script else ["-m", "trainer.main"])),
@@ -294,37 +253,6 @@ def test_a_group_that_does_not_form(stubs, tmp_path):
     assert only_line(result, code=200).startswith(
         f"TF_CONFIG: the group of 2 did not form: worker 1 ({missing}) did not come; "
     )
-
-
-def test_help_lists_the_flags(stubs):
-    result = run_main("--help", pythonpath=stubs)
-    listed = set(re.findall(r"--(?:\[no\])?(\w+)", result.stdout))
-    assert {"config", "set", "strategy", "tpu", "workdir", "data_dir", "virtual_devices"} <= listed
-    assert result.stderr == ""
-
-
-@pytest.mark.parametrize(
-    ("error", "code"),
-    [
-        (None, 0),
-        (UserError("a mistake"), 2),
-        (GroupError("a worker is missing"), 200),
-        (PreemptedError("saved"), 42),
-        (DivergedError("step 3"), 43),
-        (KeyboardInterrupt(), 130),
-        (ValueError("a bug"), None),
-    ],
-)
-def test_exit_codes(error, code):
-    def command() -> int:
-        if error is not None:
-            raise error
-        return 0
-
-    with pytest.raises(SystemExit if code is not None else ValueError) as caught:
-        command.run(command, ["program"])
-    if code is not None:
-        assert caught.value.code == code
 
 
 # --- with TensorFlow --------------------------------------------------------------------------

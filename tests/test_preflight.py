@@ -440,7 +440,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "--tpu=: must name a slice, as --tpu=v5e:2x4"),
+        ([], "--tpu=: must name a slice, such as --tpu=v5e:2x4"),
         (["--tpu=v5litepod-8"], "--tpu=v5e:2x4"),
         (["--tpu=v5e:2x2", "--set", "model.nam=resnet18"], "did you mean 'model.name'"),
         (["--tpu=v5e:2x2", "--global_batch_size=0"], "global_batch_size"),

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from trainer import main as trainer_main
-from trainer.cli import command
 from trainer.registry import MODELS
 
 MODELS["resnet8"] = MODELS["fragile"] = "tests.small_models"
@@ -72,5 +71,5 @@ def _arm(where: str, count: int) -> None:
 
 if __name__ == "__main__":
     _arm(sys.argv[1], int(sys.argv[2]))
-    arguments = [sys.argv[0], *sys.argv[3:]]
-    command.run(trainer_main.train, arguments)
+    del sys.argv[1:3]
+    trainer_main.main()

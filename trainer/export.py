@@ -1,9 +1,9 @@
-"""`python -m trainer.export`: a run's model, for other libraries.
+"""`python -m trainer.export`: writes a run's model as a file for other libraries.
 
     python -m trainer.export --to=safetensors --run=runs/x --out=x.safetensors
 
-Tensors have timm's names and PyTorch's layout, so that `timm.create_model(…)` takes them by
-`load_state_dict`, and `--set model.weights=x.safetensors` takes them back.
+Tensors have timm's names and PyTorch's layout: `timm.create_model(…).load_state_dict(…)` loads the
+file, and so does `--set model.weights=x.safetensors`.
 """
 
 import json
@@ -13,35 +13,39 @@ from pathlib import Path
 from absl import flags
 
 from trainer.cli import command
-from trainer.cli.flags import OUT
+from trainer.cli.quiet import quiet_start
 from trainer.errors import EXIT_DONE, UserError
 
-_TO = flags.DEFINE_enum("to", "safetensors", ["safetensors"], "The format.")
-_RUN = flags.DEFINE_string("run", "", "A run's folder (its best checkpoint), or a checkpoint.")
+FLAGS = flags.FlagValues()
+_TO = flags.DEFINE_enum("to", "safetensors", ["safetensors"], "Output format.", flag_values=FLAGS)
+_RUN = flags.DEFINE_string(
+    "run", "", "A run's folder, for its best checkpoint; or a checkpoint.", flag_values=FLAGS
+)
+_OUT = flags.DEFINE_string("out", "", "The file to write.", flag_values=FLAGS)
 _WEIGHTS = flags.DEFINE_enum(
     "weights",
     "auto",
     ["auto", "raw", "average"],
-    "Which; auto: the moving average where there is one.",
+    "Which weights; auto: the moving average if the run has one.",
+    flag_values=FLAGS,
 )
-flags.declare_key_flag("out")
 
 
 def export() -> int:
     """Does what the flags say and returns the exit code."""
     if not _RUN.value:
         raise UserError("--run: must name a run's folder, or one of its checkpoints")
-    if not OUT.value:
-        raise UserError(f"--out: must name a file, as --out=model.{_TO.value}")
-    out = Path(OUT.value).expanduser()
+    if not _OUT.value:
+        raise UserError(f"--out: must name a file, such as --out=model.{_TO.value}")
+    out = Path(_OUT.value).expanduser()
     if out.suffix != f".{_TO.value}":
         raise UserError(f"--out={out}: must end in .{_TO.value}")
     if not out.parent.is_dir():
         raise UserError(f"--out={out}: the folder {out.parent} is not there; make it first")
-    command.quiet_libraries()
-    from trainer.models.weights import tensor_file
-    from trainer.models.weights.load import read_checkpoint, torch_tensors
-    from trainer.models.weights.names import libraries
+    with quiet_start():
+        from trainer.models.weights import tensor_file
+        from trainer.models.weights.load import read_checkpoint, torch_tensors
+        from trainer.models.weights.names import libraries
 
     average = {"auto": None, "raw": False, "average": True}[_WEIGHTS.value]
     try:
@@ -57,5 +61,10 @@ def export() -> int:
     return EXIT_DONE
 
 
+def main() -> None:
+    """Runs the verb and exits."""
+    command.run("trainer.export", export, FLAGS)
+
+
 if __name__ == "__main__":
-    command.run(export)
+    main()

@@ -1,4 +1,4 @@
-"""`python -m trainer.inspect`: a model's stages and blocks, what each costs, and what each sees.
+"""`python -m trainer.inspect`: shows a model's stages and blocks, and what each costs and sees.
 
 python -m trainer.inspect --model=resnet50 --image_size=224
 python -m trainer.inspect --diff resnet50 resnet50d
@@ -15,36 +15,61 @@ from pathlib import Path
 
 from absl import flags
 
-from trainer import config as config_lib
 from trainer.cli import command
-from trainer.cli.flags import CONFIG, SET
-from trainer.config import Config
+from trainer.cli.flags import ConfigFlags
+from trainer.cli.quiet import quiet_start
+from trainer.config import Config, DataConfig, ModelConfig
 from trainer.errors import EXIT_DONE, UserError
 
 # The statistics of ImageNet's pixels that most published weights were trained with.
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-_MODEL = flags.DEFINE_string("model", "", "Which; else that of --config.")
+FLAGS = flags.FlagValues()
+_CONFIG = ConfigFlags(FLAGS)
+_MODEL = flags.DEFINE_string(
+    "model", "", "The model's name. Default: that of --config.", flag_values=FLAGS
+)
 _IMAGE_SIZE = flags.DEFINE_integer(
-    "image_size", None, "Pixels, each way [the config's; 224 without one].", lower_bound=1
+    "image_size",
+    None,
+    "Image height and width in pixels. Default: those of --config, or 224.",
+    lower_bound=1,
+    flag_values=FLAGS,
 )
 _NUM_CLASSES = flags.DEFINE_integer(
-    "num_classes", None, "Classes [the config's; 1000 without one].", lower_bound=2
+    "num_classes",
+    None,
+    "Number of classes. Default: that of --config, or 1000.",
+    lower_bound=2,
+    flag_values=FLAGS,
 )
 _CHANNELS = flags.DEFINE_enum(
-    "channels", None, ["1", "3"], "Of the images [as many as the config has means for, else 3]."
+    "channels",
+    None,
+    ["1", "3"],
+    "Image channels. Default: as many as --config has means, or 3.",
+    flag_values=FLAGS,
 )
-_FORMAT = flags.DEFINE_enum("format", "table", ["table", "md", "json"], "What is printed.")
+_FORMAT = flags.DEFINE_enum(
+    "format", "table", ["table", "md", "json"], "Output format.", flag_values=FLAGS
+)
 _MEMORY_GIB = flags.DEFINE_float(
-    "memory_gib", 16.0, "How large a batch fits in this for training, in GiB.", lower_bound=0.001
+    "memory_gib",
+    16.0,
+    "Memory in GiB, for which the largest batch in training is estimated.",
+    lower_bound=0.001,
+    flag_values=FLAGS,
 )
-_DIFF = flags.DEFINE_list("diff", [], "Two models to compare: --diff A B.")
-_IMAGE = flags.DEFINE_string("image", "", "An image file: what its stages make of it.")
+_DIFF = flags.DEFINE_list("diff", [], "Two models to compare: --diff A B.", flag_values=FLAGS)
+_IMAGE = flags.DEFINE_string(
+    "image", "", "An image file, to show what each stage makes of it.", flag_values=FLAGS
+)
 _PICTURE = flags.DEFINE_string(
-    "picture", "feature_maps.png", "The file for their feature maps, for --image."
+    "picture",
+    "feature_maps.png",
+    "The file to write the feature maps of --image to.",
+    flag_values=FLAGS,
 )
-flags.declare_key_flag("config")
-flags.declare_key_flag("set")
 
 
 def inspect() -> int:
@@ -53,21 +78,21 @@ def inspect() -> int:
         names = _DIFF.value
         if len(names) != 2 or not all(names) or _MODEL.value or _IMAGE.value:
             raise UserError(
-                f"--diff {' '.join(names)}: must be two models, as --diff resnet50 resnet50d, "
+                f"--diff {' '.join(names)}: must be two models, such as --diff resnet50 resnet50d, "
                 f"without --model and --image"
             )
     else:
         names = [_MODEL.value]
-        if not _MODEL.value and not flags.FLAGS["config"].present:
-            raise UserError("--model: must name a model, as --model=resnet50; or give --config")
+    configs = [_config(name) for name in names]
+    if not any(names) and not _CONFIG.path.present:
+        raise UserError("--model: must name a model, such as --model=resnet50; or give --config")
     if not math.isfinite(_MEMORY_GIB.value):
         raise UserError(f"--memory_gib={_MEMORY_GIB.value}: must be a finite number")
-    if flags.FLAGS["picture"].present and not _IMAGE.value:
+    if _PICTURE.present and not _IMAGE.value:
         raise UserError(f"--picture={_PICTURE.value}: is for --image, which is not given")
-    configs = [_config(name) for name in names]
     image, picture = _files() if _IMAGE.value else (None, None)
-    command.quiet_libraries()
-    from trainer.insight import tables
+    with quiet_start():
+        from trainer.insight import tables
 
     if image and picture:
         _print_activations(configs[0], image, picture)
@@ -82,24 +107,20 @@ def inspect() -> int:
 
 
 def _config(name: str) -> Config:
-    """The config that the flags say, of this model where one is named."""
-    if flags.FLAGS["config"].present:
-        config = config_lib.load(CONFIG.value)
-    else:
-        data = dataclasses.replace(
-            Config().data, image_size=224, mean=_IMAGENET_MEAN, std=_IMAGENET_STD
-        )
-        model = dataclasses.replace(Config().model, num_classes=1000)
-        config = dataclasses.replace(Config(), data=data, model=model)
-    settings = [*SET.value]
-    for path, value in (
-        ("model.name", name or None),
-        ("model.num_classes", _NUM_CLASSES.value),
-        ("data.image_size", _IMAGE_SIZE.value),
-    ):
-        if value is not None:
-            settings.append(f"{path}={value}")
-    config = config_lib.override(config, settings)
+    """The config that the flags describe, with this model unless the name is empty."""
+    default = Config(
+        model=ModelConfig(num_classes=1000),
+        data=DataConfig(image_size=224, mean=_IMAGENET_MEAN, std=_IMAGENET_STD),
+    )
+    given = {
+        "model.name": name or None,
+        "model.num_classes": _NUM_CLASSES.value,
+        "data.image_size": _IMAGE_SIZE.value,
+    }
+    settings = [f"{path}={value}" for path, value in given.items() if value is not None]
+    config = _CONFIG.resolve(settings, default)
+    if config.model.num_classes is None:
+        raise UserError("model.num_classes is none, and there are no data: give --num_classes")
     if (
         _channels(config) == 1 and len(config.data.mean) == 3
     ):  # of grey, whose three channels are one
@@ -110,10 +131,10 @@ def _config(name: str) -> Config:
 
 
 def _channels(config: Config) -> int:
-    """Of the images that the model is for."""
+    """The channels of the model's images."""
     if _CHANNELS.value is not None:
         return int(_CHANNELS.value)
-    return len(config.data.mean) if flags.FLAGS["config"].present else 3
+    return len(config.data.mean) if _CONFIG.path.present else 3
 
 
 def _files() -> tuple[Path, Path]:
@@ -187,5 +208,10 @@ def _joined(arguments: Sequence[str]) -> list[str]:
     return words
 
 
+def main() -> None:
+    """Runs the verb and exits."""
+    command.run("trainer.inspect", inspect, FLAGS, _joined(sys.argv))
+
+
 if __name__ == "__main__":
-    command.run(inspect, _joined(sys.argv))
+    main()

@@ -1,6 +1,10 @@
-"""`python -m trainer.main`: flags, config, strategy, training, exit code.
+"""`python -m trainer.main`: trains an image classifier.
 
-TensorFlow is imported only once everything that needs no TensorFlow has been checked.
+    python -m trainer.main --config=configs/digits_resnet20.py --set num_epochs=10
+    python -m trainer.main --config=configs/photos_resnet18.py --data_dir=photos
+
+The config says what to compute, and the flags where. The same command resumes a run that was
+stopped.
 """
 
 import math
@@ -9,49 +13,63 @@ import shlex
 
 from absl import flags
 
-from trainer import config as config_lib
 from trainer.cli import command
-from trainer.cli.flags import CONFIG, SET, TPU
+from trainer.cli.flags import ConfigFlags
+from trainer.cli.quiet import quiet_start
+from trainer.devices import choice
 from trainer.devices import cluster as cluster_lib
 from trainer.devices import tpu as tpu_lib
 from trainer.errors import EXIT_DONE, UserError
 from trainer.run.folder import RunFolder, default_path
 from trainer.run.stopwatch import Stopwatch
 
-STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
-
-_STRATEGY = flags.DEFINE_string("strategy", "auto", f"Where it runs: {', '.join(STRATEGIES)}.")
+FLAGS = flags.FlagValues()
+_CONFIG = ConfigFlags(FLAGS)
+_STRATEGY = flags.DEFINE_string(
+    "strategy", "auto", f"Where to run: {', '.join(choice.STRATEGIES)}.", flag_values=FLAGS
+)
+_TPU = flags.DEFINE_string(
+    "tpu", "", "The TPU: its name or address, or local on a TPU VM.", flag_values=FLAGS
+)
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Logs and checkpoints [runs/<config>-<hash of what is computed>]."
+    "workdir",
+    None,
+    "The run's folder, for logs and checkpoints. Default: runs/CONFIG-HASH, by what is computed.",
+    flag_values=FLAGS,
 )
 _DATA_DIR = flags.DEFINE_string(
     "data_dir",
     os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"),
-    "Where prepared data sets lie.",
+    "The folder of the data: prepared TFDS data sets, or your own images.",
+    flag_values=FLAGS,
 )
 _VIRTUAL_DEVICES = flags.DEFINE_integer(
-    "virtual_devices", 0, "Split the CPU into N logical devices.", lower_bound=0
+    "virtual_devices",
+    0,
+    "Split the CPU into this many logical devices; 0: don't.",
+    lower_bound=0,
+    flag_values=FLAGS,
 )
 _CLUSTER_TIMEOUT_S = flags.DEFINE_float(
     "cluster_timeout_s",
     cluster_lib.CLUSTER_TIMEOUT_S,
-    "How long workers wait for each other at the start, in seconds.",
+    "Seconds that workers wait for each other at the start.",
     lower_bound=0,
+    flag_values=FLAGS,
 )
-
-flags.declare_key_flag("config")
-flags.declare_key_flag("set")
-flags.declare_key_flag("tpu")
 
 
 def train() -> int:
-    """Trains what the flags say and returns the exit code."""
+    """Trains as the flags say and returns the exit code.
+
+    Imports TensorFlow after all checks that do without it.
+    """
     stopwatch = Stopwatch()
-    config = config_lib.override(config_lib.load(CONFIG.value), SET.value)
-    strategy_name, tpu = _where()
+    config = _CONFIG.resolve()
+    strategy_name, tpu = choice.choose(_STRATEGY.value, _TPU.value, _VIRTUAL_DEVICES.value)
     if _WORKDIR.value == "":
         raise UserError("--workdir=: must name a folder; leave it out for the default")
-    workdir = _WORKDIR.value or default_path(CONFIG.value, config)
+    workdir = _WORKDIR.value or default_path(_CONFIG.path.value, config)
     # Only in a group of workers is there anybody else to write.
     alone = strategy_name in ("one_device", "mirrored", "tpu")
     cluster = None if alone else cluster_lib.tf_config_cluster()
@@ -65,23 +83,24 @@ def train() -> int:
         cluster_lib.rendezvous(cluster, offer, _CLUSTER_TIMEOUT_S.value)
         stopwatch.lap("waiting for workers")
 
-    command.quiet_libraries()
     if strategy_name == "tpu":
         tpu = tpu_lib.prepare(tpu, os.environ)
         stopwatch.lap("TPU")
-    import tensorflow as tf
+    peers = "TPU" if strategy_name == "tpu" else "workers" if cluster is not None else None
+    with quiet_start():
+        import tensorflow as tf
 
-    from trainer.devices.strategy import create_strategy
-    from trainer.failures import lost_peers_reported
-    from trainer.run.train import train_and_evaluate
+        from trainer.devices.strategy import create_strategy
+        from trainer.failures import lost_peers_reported
+        from trainer.run.train import train_and_evaluate
 
-    stopwatch.lap("import")
-    if config.deterministic:
-        tf.config.experimental.enable_op_determinism()
-    others = "TPU" if strategy_name == "tpu" else "workers" if cluster is not None else None
-    with lost_peers_reported(others):
-        strategy = create_strategy(strategy_name, tpu, _VIRTUAL_DEVICES.value)
-        stopwatch.lap("devices")
+        stopwatch.lap("import")
+        if config.deterministic:
+            tf.config.experimental.enable_op_determinism()
+        with lost_peers_reported(peers):
+            strategy = create_strategy(strategy_name, tpu, _VIRTUAL_DEVICES.value)
+    stopwatch.lap("devices")
+    with lost_peers_reported(peers):
         summary = train_and_evaluate(config, strategy, folder, _DATA_DIR.value, stopwatch)
     # There is none where all steps were done before, or in one loop with the tracing.
     measured = math.isfinite(summary.images_per_second)
@@ -98,42 +117,10 @@ def train() -> int:
     return EXIT_DONE
 
 
-def _where() -> tuple[str, str]:
-    """The strategy, `auto` resolved as far as it can be without TensorFlow, and the TPU's name.
-
-    Raises:
-        UserError: for what is wrong with them already.
-    """
-    name = _STRATEGY.value
-    if name not in STRATEGIES:
-        raise UserError(f"--strategy={name}: unknown; one of {', '.join(STRATEGIES)}")
-    tpu = ""
-    if name in ("auto", "tpu"):
-        tpu = tpu_lib.name_of(TPU.value, os.environ)
-    elif TPU.value:
-        raise UserError(f"--tpu={TPU.value}: needs --strategy=tpu or auto, not {name}")
-    # A flag says more than what an environment has left over.
-    if name == "auto" and (TPU.value or (tpu and not cluster_lib.tf_config_cluster())):
-        name = "tpu"
-    if name == "multi_worker" and not cluster_lib.tf_config_cluster():
-        raise UserError(
-            "--strategy=multi_worker: TF_CONFIG is not set, and names the workers: set it for "
-            "each process, as BUILD.md shows, or use --strategy=mirrored"
-        )
-    if name == "tpu":
-        if not tpu:
-            raise UserError(
-                "--strategy=tpu: no TPU is named: give --tpu=NAME, or --tpu=local on a TPU VM, or "
-                "use --strategy=auto"
-            )
-        tpu_lib.environment(tpu, os.environ)  # or says what contradicts it, before a folder is made
-    if name not in ("auto", "mirrored") and _VIRTUAL_DEVICES.value:
-        raise UserError(
-            f"--virtual_devices={_VIRTUAL_DEVICES.value}: needs --strategy=mirrored or auto, "
-            f"not {name}"
-        )
-    return name, tpu
+def main() -> None:
+    """Runs the verb and exits."""
+    command.run("trainer.main", train, FLAGS)
 
 
 if __name__ == "__main__":
-    command.run(train)
+    main()

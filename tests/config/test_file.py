@@ -24,7 +24,8 @@ def test_every_recipe_loads_and_validates(path):
     config.validate()
     assert path.stem.endswith(config.model.name)  # a file is named after what it holds
     what = path.stem.partition("_")[0]
-    assert what == "finetune" or config.data.name.startswith(what)
+    assert config.data.name.startswith({"photos": "folder"}.get(what, what))
+    assert (config.model.num_classes is None) == (what == "photos")
 
 
 def test_a_missing_file_is_named_with_those_there_are(tmp_path, monkeypatch):
@@ -33,10 +34,16 @@ def test_a_missing_file_is_named_with_those_there_are(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as caught:
         load("configs/god.py")
+    known = ", ".join(sorted(["configs/good.py", *(path.stem for path in CONFIGS)]))
     assert str(caught.value) == (
-        "--config=configs/god.py: cannot be read (No such file or directory); "
-        "there is configs/good.py"
+        f"--config=configs/god.py: cannot be read (No such file or directory); known: {known}"
     )
+
+
+def test_a_recipe_is_named_from_another_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    expected = load(str(ROOT / "configs/digits_resnet20.py"))
+    assert load("digits_resnet20") == load("configs/digits_resnet20.py") == expected
 
 
 @pytest.mark.parametrize(
@@ -54,9 +61,9 @@ def test_a_missing_file_is_named_with_those_there_are(tmp_path, monkeypatch):
             "get_config() failed: KeyError: 'colour'",
         ),
         (
-            "from trainer.config import Config\n\ndef get_config():\n    return Config(sed=1)\n",
+            "from trainer.config import Config\n\ndef get_config():\n    return Config(colour=1)\n",
             "get_config() failed: TypeError: Config.__init__() got an unexpected keyword argument "
-            "'sed'",
+            "'colour'",
         ),
         (
             "from trainer.config import Config\n\ndef get_config():\n    return Config(seed=-1)\n",

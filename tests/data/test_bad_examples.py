@@ -311,7 +311,7 @@ def test_a_run_stops_and_names_the_file_then_goes_on_by_skipping(folder, tmp_pat
         run(config, folder, workdir)
     message = str(caught.value)
     assert message.startswith(f"bad example: {bad}: Unknown image file format")
-    assert "or go on with --set data.on_bad_example=skip" in message
+    assert "or continue with --set data.on_bad_example=skip" in message
     del caught  # and the folder's lock with it
 
     summary = run(with_data(config, on_bad_example="skip"), folder, workdir, num_replicas=2)
@@ -334,7 +334,7 @@ def test_skipping_where_all_are_bad_says_so(folder, tmp_path):
     for path in (folder / "train").glob("*/*"):
         write_text(path)
     config = photo_config(on_bad_example="skip")
-    with pytest.raises(UserError, match="so are all that were tried in its place"):
+    with pytest.raises(UserError, match="all examples tried in its place are bad, too"):
         run(config, folder, tmp_path / "run")
 
 

@@ -1,14 +1,17 @@
-"""What all commands share: flags that answer in one line, and exit codes. No TensorFlow."""
+"""What all verbs share: flags that answer in one line, and exit codes. No TensorFlow."""
 
+import difflib
 import io
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from absl import app, flags, logging
+from absl import app, flags
 
+from trainer import config as config_lib
 from trainer.errors import (
     EXIT_DIVERGED,
     EXIT_DONE,
@@ -22,18 +25,27 @@ from trainer.errors import (
     UserError,
 )
 
+_WIDTH = 80
 
-def run(command: Callable[[], int], argv: Sequence[str] | None = None) -> None:
-    """Parses the flags, runs the command and exits with its code, or with that of its error.
+
+def run(
+    name: str,
+    verb: Callable[[], int],
+    own: flags.FlagValues,
+    argv: Sequence[str] | None = None,
+) -> NoReturn:
+    """Parses the flags, runs the verb, and exits with its code or with that of its error.
 
     Args:
-        argv: the program's name and the flags; those of this process where there are none.
+        name: how the verb is typed, such as `trainer.main`.
+        own: the verb's flags; all others but absl's are refused.
+        argv: the program's name and the flags. Default: those of this process.
     """
 
     def main(argv: Sequence[str]) -> int:
         del argv
         try:
-            return command()
+            return verb()
         except GroupError as error:
             _exit_with_error(str(error), EXIT_GROUP_BROKEN)
         except UserError as error:
@@ -52,7 +64,9 @@ def run(command: Callable[[], int], argv: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):  # a file's name may be no text
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    app.run(main, argv=argv, flags_parser=_parse_flags)
+    description = sys.modules[verb.__module__].__doc__ or ""
+    app.run(main, argv=argv, flags_parser=lambda argv: _parse(name, description, own, argv))
+    raise AssertionError("app.run exits")
 
 
 def _import_from_here() -> None:
@@ -65,24 +79,71 @@ def _import_from_here() -> None:
         sys.path.insert(0, here)
 
 
-def _parse_flags(argv: Sequence[str]) -> list[str]:
-    """absl's parser, with its errors as ours: one line, exit 2."""
+def _parse(name: str, description: str, own: flags.FlagValues, argv: Sequence[str]) -> list[str]:
+    """Parses with absl, whose errors become one line and exit 2."""
+    known = flags.FlagValues()
+    for some in (own, _absl_flags(), _HELP):
+        known.append_flag_values(some)  # the flags themselves, not copies
     try:
-        rest = flags.FLAGS(list(argv))
-    except flags.Error as error:
-        _exit_with_error(str(error).removeprefix("ERROR:: ") + " (--help lists all flags)")
-    except SystemExit:  # how absl ends --help, with the code of a bug
-        sys.exit(EXIT_DONE)
+        rest = known(list(argv))
+    except flags.UnrecognizedFlagError as error:
+        flag = error.flagname
+        _exit_with_error(f"--{flag}: not a flag of {name}; {_advice(flag, own, name)}")
+    except (flags.Error, ValueError) as error:
+        _exit_with_error(f"{error} (--help lists the flags of {name})")
+    own.mark_as_parsed()
+    flags.FLAGS.mark_as_parsed()
+    if known["help"].value or known["helpfull"].value:
+        print_and_exit(_help(description, known if known["helpfull"].value else own))
     if len(rest) > 1:
-        _exit_with_error(f"{rest[1]!r}: arguments must be flags, as --config={rest[1]}")
+        _exit_with_error(f"{rest[1]!r}: arguments must be flags, such as --config={rest[1]}")
     return rest
 
 
-def quiet_libraries() -> None:
-    """Takes away what TensorFlow and TFDS report of themselves; `--verbosity=0` brings it back."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.ERROR)
+def _absl_flags() -> flags.FlagValues:
+    """Returns absl's own flags, but those of its help, which knows only what `__main__` defines."""
+    found = flags.FlagValues()
+    for module, of_module in flags.FLAGS.flags_by_module_dict().items():
+        for flag in of_module:
+            if module.startswith("absl.") and "help" not in flag.name:
+                found[flag.name] = flag
+    return found
+
+
+_HELP = flags.FlagValues()
+flags.DEFINE_bool("help", False, "List the verb's flags and exit.", _HELP, short_name="?")
+flags.DEFINE_bool("helpfull", False, "List absl's flags too and exit.", _HELP)
+
+
+def _advice(flag: str, own: flags.FlagValues, name: str) -> str:
+    """Returns what to type instead of a flag that the verb does not have."""
+    if near := difflib.get_close_matches(flag, list(own), n=1):
+        return f"did you mean --{near[0]}?"
+    fields = [path for path in config_lib.to_dict(config_lib.Config()) if "set" in own]
+    if of_config := [path for path in fields if flag in (path, path.rpartition(".")[2])]:
+        return f"did you mean --set {of_config[0]}=…?"
+    return f"--help lists the flags of {name}"
+
+
+def _help(description: str, shown: flags.FlagValues) -> str:
+    lines = [description.strip(), ""]
+    for flag in [shown[name] for name in sorted(shown) if len(name) > 1]:
+        default = ",".join(flag.default) if isinstance(flag.default, list) else flag.default
+        default = "" if flag.boolean or default in (None, "") else f"={default}"
+        lines.append(f"  --{'[no]' * flag.boolean}{flag.name}{default}")
+        indent = " " * 6
+        text = " ".join((flag.help or "").split())
+        lines += textwrap.wrap(text, _WIDTH, initial_indent=indent, subsequent_indent=indent)
+    return "\n".join([*lines, "", "--helpfull lists the flags of absl too."])
+
+
+def print_and_exit(text: str) -> NoReturn:
+    """Prints what a flag such as `--help` asks for, and exits 0."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # `| head` has read enough; at exit, Python would write again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(EXIT_DONE)
 
 
 def _exit_with_error(message: str, code: int = EXIT_USER_ERROR) -> NoReturn:

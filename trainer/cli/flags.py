@@ -1,17 +1,76 @@
-"""Flags of several commands, each defined once. No TensorFlow.
+"""The flags of every verb with a config. No TensorFlow.
 
-A command declares those that it has: `flags.declare_key_flag`, so that its --help lists them.
+Each verb has a `FlagValues` of its own: it refuses flags that are not its own, and any two can be
+imported into one process.
 """
+
+from collections.abc import Sequence
 
 from absl import flags
 
-CONFIG = flags.DEFINE_string(
-    "config", "configs/digits_resnet20.py", "What is computed: a file with get_config()."
-)
-SET = flags.DEFINE_multi_string(
-    "set", [], "FIELD=VALUE overrides a field of the config, as optimizer.learning_rate=0.8."
-)
-OUT = flags.DEFINE_string("out", "", "The file or folder to write.")
-TPU = flags.DEFINE_string(
-    "tpu", "", "The TPU's name or address, or local; of trainer.preflight a slice, as v5e:2x4."
-)
+from trainer import config as config_lib
+from trainer.cli.command import print_and_exit
+from trainer.config import Config, show
+
+
+class ConfigFlags:
+    """`--config` and `--set`; `--help_config` and `--print_config`, which print and exit.
+
+    Args:
+        own: the verb's flags.
+
+    Attributes:
+        path: `--config`.
+    """
+
+    def __init__(self, own: flags.FlagValues):
+        self.path = flags.DEFINE_string(
+            "config",
+            "configs/digits_resnet20.py",
+            "What to compute: a Python file with get_config().",
+            flag_values=own,
+        )
+        self._settings = flags.DEFINE_multi_string(
+            "set",
+            [],
+            "FIELD=VALUE sets a field of the config, such as optimizer.learning_rate=0.8",
+            flag_values=own,
+        )
+        self._help = flags.DEFINE_bool(
+            "help_config",
+            False,
+            "List the fields of the config, with the values of --config, and exit.",
+            flag_values=own,
+        )
+        self._print = flags.DEFINE_bool(
+            "print_config",
+            False,
+            "Print the config that results from --config and --set, and exit.",
+            flag_values=own,
+        )
+
+    def resolve(self, settings: Sequence[str] = (), default: Config | None = None) -> Config:
+        """Returns the config that the flags describe, validated.
+
+        Args:
+            settings: further `FIELD=VALUE`, which come after those of `--set`.
+            default: replaces the default of `--config`.
+
+        Raises:
+            UserError: for a file, field or value that is wrong.
+            SystemExit: after it has printed what `--help_config` or `--print_config` ask for.
+        """
+        if self._help.value:
+            shown, whose = Config(), "the defaults; --config=FILE shows those of a file"
+            if self.path.present:
+                shown, whose = config_lib.load(self.path.value), f"those of {self.path.value}"
+            print_and_exit(
+                f"--set FIELD=VALUE sets a field. The values below are\n{whose}.\n\n"
+                f"{show.help_text(shown)}"
+            )
+        if default is None or self.path.present:
+            default = config_lib.load(self.path.value)
+        config = config_lib.override(default, [*self._settings.value, *settings])
+        if self._print.value:
+            print_and_exit(show.values_text(config))
+        return config

@@ -7,9 +7,9 @@ import sys
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
+from trainer.config import recipes
 from trainer.config.fields import Config
 from trainer.config.text import describe, parse, suggest
 from trainer.errors import UserError
@@ -19,19 +19,20 @@ _RENAMED = {"sync_bn": "model.sync_batch_norm"}
 
 
 def load(path: str) -> Config:
-    """Runs the config file `path` and returns the result of its `get_config()`.
+    """Runs the config file that `path` names and returns the result of its `get_config()`.
+
+    See `recipes.find` for the names that are not paths.
 
     Raises:
         UserError: if the file is missing, broken, or returns something else.
     """
-    file = Path(path)
+    file = recipes.find(path)
     try:
         source = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        known = ", ".join(str(p) for p in sorted(Path("configs").glob("*.py")))
-        there = f"; there is {known}" if known else ""
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise UserError(f"--config={path}: cannot be read ({reason}){there}") from None
+        known = ", ".join(recipes.known())
+        raise UserError(f"--config={path}: cannot be read ({reason}); known: {known}") from None
     # A module that dataclasses can look up, but no import: that would leave a cache behind.
     module = types.ModuleType("config_file")
     module.__file__ = str(file)

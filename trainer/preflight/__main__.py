@@ -1,4 +1,4 @@
-"""`python -m trainer.preflight`: does the train step compile for a TPU slice, and fit? Without one.
+"""`python -m trainer.preflight`: compiles the train step for a TPU slice, on a machine without one.
 
 python -m trainer.preflight --config=configs/imagenet_resnet50.py --tpu=v5e:2x4
 """
@@ -9,9 +9,9 @@ import sys
 
 from absl import flags
 
-from trainer import config as config_lib
 from trainer.cli import command
-from trainer.cli.flags import CONFIG, SET, TPU
+from trainer.cli.flags import ConfigFlags
+from trainer.cli.quiet import quiet_start
 from trainer.config import Config
 from trainer.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
 from trainer.preflight import report
@@ -27,33 +27,43 @@ from trainer.preflight.compiler import (
 from trainer.preflight.search import find_fit
 from trainer.preflight.slices import Slice, parse_slice
 
+FLAGS = flags.FlagValues()
+_CONFIG = ConfigFlags(FLAGS)
+_TPU = flags.DEFINE_string("tpu", "", "The slice, such as v5e:2x4.", flag_values=FLAGS)
 _GLOBAL_BATCH_SIZE = flags.DEFINE_integer(
-    "global_batch_size", None, "In place of the config's data.global_batch_size.", lower_bound=1
+    "global_batch_size",
+    None,
+    "Replaces the config's data.global_batch_size.",
+    lower_bound=1,
+    flag_values=FLAGS,
 )
-_JSON = flags.DEFINE_bool("json", False, "Print JSON, for programs.")
+_JSON = flags.DEFINE_bool("json", False, "Print JSON, for programs.", flag_values=FLAGS)
 _TIME_LIMIT_S = flags.DEFINE_float(
     "time_limit_s",
     3600.0,
-    "For all compiling together, in seconds; looked at between two tries and while one compiles.",
+    "Seconds for all compilations together; checked before and during each.",
     lower_bound=1,
     upper_bound=7 * 24 * 3600,
+    flag_values=FLAGS,
 )
-for _name in ("config", "set", "tpu"):
-    flags.declare_key_flag(_name)
 
 
 def preflight() -> int:
-    """Compiles what the flags say, prints what came of it and returns the exit code: 0, or 2 where
-    it does not fit."""
-    if not TPU.value:
-        raise UserError("--tpu=: must name a slice, as --tpu=v5e:2x4")
-    target = parse_slice(TPU.value)
-    if math.isnan(_TIME_LIMIT_S.value):
-        raise UserError(f"--time_limit_s={_TIME_LIMIT_S.value}: must be a number of seconds")
-    settings = [*SET.value]
+    """Compiles as the flags say, prints the result and returns the exit code: 0, or 2 if it does
+    not fit."""
+    settings = []
     if _GLOBAL_BATCH_SIZE.value is not None:
         settings.append(f"data.global_batch_size={_GLOBAL_BATCH_SIZE.value}")
-    config = config_lib.override(config_lib.load(CONFIG.value), settings)
+    config = _CONFIG.resolve(settings)
+    if not _TPU.value:
+        raise UserError("--tpu=: must name a slice, such as --tpu=v5e:2x4")
+    target = parse_slice(_TPU.value)
+    if math.isnan(_TIME_LIMIT_S.value):
+        raise UserError(f"--time_limit_s={_TIME_LIMIT_S.value}: must be a number of seconds")
+    if config.model.num_classes is None:
+        raise UserError(
+            "model.num_classes is none, and there are no data: --set model.num_classes=NUMBER"
+        )
     check_environment()
     try:
         return _preflight(config, target)
@@ -65,9 +75,9 @@ def preflight() -> int:
 
 def _preflight(config: Config, target: Slice) -> int:
     """What needs TensorFlow, and minutes."""
-    command.quiet_libraries()
-    from trainer.devices.checks import check_batch_size, check_tpu
-    from trainer.preflight.program import layer_of_reason, train_step_program
+    with quiet_start():
+        from trainer.devices.checks import check_batch_size, check_tpu
+        from trainer.preflight.program import layer_of_reason, train_step_program
 
     check_tpu(config)
     check_batch_size(config, target.num_replicas)
@@ -106,5 +116,10 @@ def _say(config: Config, num_replicas: int, deadline: Deadline) -> None:
     print(f"compiling {what}; {deadline.left:.0f} s left", file=sys.stderr, flush=True)
 
 
+def main() -> None:
+    """Runs the verb and exits."""
+    command.run("trainer.preflight", preflight, FLAGS)
+
+
 if __name__ == "__main__":
-    command.run(preflight)
+    main()

@@ -285,10 +285,9 @@ def test_export_and_back_is_exact(run_folder, small_config, tmp_path):
     """By the command, in its own process, of a model that only the tests know: of the average."""
     out = tmp_path / "model.safetensors"
     code = (
-        "import sys; from tests import small_models; from trainer.registry import MODELS; "
+        "from tests import small_models; from trainer.registry import MODELS; "
         "MODELS.update(dict.fromkeys(small_models.MODELS, 'tests.small_models')); "
-        "from trainer import export; from trainer.cli import command; "
-        "command.run(export.export, ['export', *sys.argv[1:]])"
+        "from trainer import export; export.main()"
     )
     command = [sys.executable, "-c", code, f"--run={run_folder}", f"--out={out}"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path.cwd())

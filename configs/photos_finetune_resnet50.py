@@ -1,0 +1,48 @@
+"""ResNet-50 fine-tuned on your own photos, from weights that were trained on ImageNet.
+
+    python -m trainer.main --config=configs/photos_finetune_resnet50.py --data_dir=photos \\
+        --set model.weights=resnet50.safetensors
+
+Photos lie in photos/train/CLASS/* and photos/val/CLASS/*. The weights are a file of timm or
+torchvision, or a run. For a few hundred to a few thousand photos on one GPU with 16 GiB, by
+`trainer.inspect`'s estimate. The values are usual ones for fine-tuning: not tuned, and not run,
+since ImageNet weights were not available. The tests load this file and fine-tune smaller models.
+
+TPU slice: v5e:1x1.
+"""
+
+from trainer.config import Config, DataConfig, ModelConfig, OptimizerConfig
+
+
+def get_config() -> Config:
+    return Config(
+        num_epochs=20.0,
+        precision="mixed_bfloat16",
+        label_smoothing=0.1,
+        ema_decay=0.98,  # averages some 50 steps: 200 photos are 6 steps an epoch
+        model=ModelConfig(
+            name="resnet50",
+            num_classes=None,
+            weights="resnet50.safetensors",
+            freeze="stem",
+            batch_norm_inference=True,  # ImageNet's statistics are better than a small batch's
+        ),
+        data=DataConfig(
+            name="folder",
+            train_split="train",
+            eval_split="val",
+            image_size=224,
+            mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225),
+            crop="random_resized",
+            flip=True,
+            global_batch_size=32,
+        ),
+        optimizer=OptimizerConfig(
+            name="sgd",
+            learning_rate=0.01,
+            weight_decay=1e-4,
+            warmup_epochs=1.0,
+            stage_rates=(0.1, 0.1, 0.1, 0.3, 0.3, 1.0),  # stem, four stages, head
+        ),
+    )

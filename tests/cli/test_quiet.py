@@ -1,0 +1,251 @@
+"""trainer.cli.quiet: what TensorFlow writes while it starts is held back, and not lost.
+
+Mostly with a stand-in for TensorFlow, which writes to file descriptor 2 as its C++ does.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+IMPORT, DEVICES = "E0000 noise of the import\n", "E0000 noise of the devices\n"
+TENSORFLOW = f"""
+import contextlib, os, signal, sys
+def write(text):
+    with contextlib.suppress(OSError):  # C++ does not mind
+        os.write(2, text.encode())
+write({IMPORT!r})
+REASON
+class config:
+    def list_physical_devices():
+        write({DEVICES!r})
+"""
+# What a verb does; with lines of its own before, inside and after.
+VERB = """
+import os, signal, sys
+from absl import flags
+from trainer.cli import quiet
+from trainer.errors import UserError
+flags.FLAGS(["verb", *sys.argv[1:]])
+{before}
+with quiet.quiet_start():
+    print("ours, inside", file=sys.stderr)
+    import tensorflow
+    {inside}
+print("ours, after", file=sys.stderr)
+{after}
+"""
+
+
+def verb(before: str = "", inside: str = "pass", after: str = "") -> str:
+    return VERB.format(before=before, inside=inside, after=after)
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts a process that finds the stand-in, with its stderr in a pipe.
+
+    Args of what it returns:
+        reason: what happens in the stand-in's import, after its noise.
+    """
+    running = []
+
+    def start_(*command: str, reason: str = "", **options) -> subprocess.Popen:
+        (tmp_path / "tensorflow.py").write_text(TENSORFLOW.replace("REASON", reason))
+        unset = ("TF_CPP_MIN_LOG_LEVEL", "TF_CONFIG", "TPU_NAME")
+        environment = {name: value for name, value in os.environ.items() if name not in unset}
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            cwd=ROOT,
+            env=environment | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+            text=True,
+            **({"stdin": subprocess.DEVNULL, "stderr": subprocess.PIPE} | options),
+        )
+        running.append(process)
+        return process
+
+    yield start_
+    for process in running:
+        with process:  # closes its pipes
+            process.kill()
+
+
+@pytest.fixture
+def outcome(start):
+    """The exit code of such a process, and what it wrote to stderr."""
+
+    def outcome_(text: str, *flags: str, reason: str = "") -> tuple[int, str]:
+        process = start("-c", text, *flags, reason=reason)
+        stderr = process.communicate()[1]
+        return process.returncode, stderr
+
+    return outcome_
+
+
+def test_only_our_lines_come_out(outcome):
+    after = "os.write(2, b'descriptor 2 is back\\n')"
+    expected = "ours, inside\nours, after\ndescriptor 2 is back\n"
+    assert outcome(verb(after=after)) == (0, expected)
+
+
+def test_our_lines_come_out_at_once(start):
+    process = start("-c", verb(inside="sys.stdin.read()"), stdin=subprocess.PIPE)
+    assert process.stderr.readline() == "ours, inside\n"  # while it waits for its input
+    assert process.communicate()[1] == "ours, after\n"
+
+
+def test_no_child_is_left_behind(outcome):
+    code, stderr = outcome(verb(after="os.waitpid(-1, 0)"))
+    assert code == 1
+    assert "ChildProcessError" in stderr
+
+
+@pytest.mark.parametrize(("flag", "loud"), [("0", True), ("1", True), ("-1", False)])
+def test_verbosity_brings_all_back(outcome, flag, loud):
+    text = verb(after="print(os.environ.get('TF_CPP_MIN_LOG_LEVEL'), file=sys.stderr)")
+    noise, level = (IMPORT, None) if loud else ("", 2)
+    expected = f"ours, inside\n{noise}ours, after\n{level}\n"
+    assert outcome(text, f"--verbosity={flag}") == (0, expected)
+
+
+@pytest.mark.parametrize(
+    ("reason", "code", "last"),
+    [
+        ("write('no memory'); os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL, "no memory"),
+        ("write('cannot go on'); os._exit(7)", 7, "cannot go on"),
+        ("raise ImportError('no libcudart')", 1, "ImportError: no libcudart\n"),
+        ("sys.exit('not this CPU')", 1, "not this CPU\n"),
+    ],
+    ids=["SIGKILL", "exit", "exception", "SystemExit"],
+)
+def test_a_failed_import_shows_what_was_held(outcome, reason, code, last):
+    found, stderr = outcome(verb(), reason=reason)
+    assert found == code
+    assert stderr.startswith(f"ours, inside\n{IMPORT}")
+    assert stderr.endswith(last)
+    assert stderr.count(IMPORT) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGABRT, signal.SIGSEGV], ids=lambda n: n.name)
+def test_a_fatal_signal_shows_what_was_held_before_the_end(start, tmp_path, number):
+    reason = f"write('Check failed: x\\n'); os.kill(os.getpid(), {number:d})"
+    with (tmp_path / "stderr").open("w+") as file:
+        process = start("-c", verb(), reason=reason, stderr=file)
+        assert process.wait() == -number
+        # The end of a container's first process takes all others along: nothing may follow it.
+        stderr = Path(file.name).read_text()
+    assert stderr.startswith(f"ours, inside\n{IMPORT}Check failed: x\nFatal Python error: ")
+    assert 'tensorflow.py", line' in stderr  # where it happened
+
+
+def test_a_failed_listing_of_devices_shows_what_was_held(outcome):
+    listing = "lambda: (tensorflow.write('cuInit\\n'), os.abort())"
+    code, stderr = outcome(verb(inside=f"tensorflow.config.list_physical_devices = {listing}"))
+    assert code == -signal.SIGABRT
+    assert stderr.startswith(f"ours, inside\n{IMPORT}cuInit\nFatal Python error: Aborted\n")
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_reports_of_fatal_signals_are_as_before(outcome, enabled):
+    before = "import faulthandler" + ("; faulthandler.enable()" if enabled else "")
+    code, stderr = outcome(verb(before=before, after="os.abort()"))
+    assert code == -signal.SIGABRT
+    assert stderr.startswith("ours, inside\nours, after\n")
+    assert ("Fatal Python error" in stderr) is enabled
+
+
+def test_a_start_that_hangs_shows_what_was_held(start):
+    text = verb(before="quiet._PATIENCE_S = 0.01", inside="sys.stdin.read()")
+    process = start("-c", text, stdin=subprocess.PIPE)
+    assert {process.stderr.readline(), process.stderr.readline()} == {"ours, inside\n", IMPORT}
+    process.communicate()
+    assert process.returncode == 0
+
+
+def test_a_users_mistake_shows_itself_alone(outcome):
+    code, stderr = outcome(verb(inside="raise UserError('a mistake')"))
+    assert code == 1
+    assert "E0000" not in stderr
+    assert stderr.endswith("UserError: a mistake\n")
+
+
+def test_ctrl_c_reaches_this_process_alone(start):
+    text = verb(inside="os.write(1, b'ready\\n'); sys.stdin.read()")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    process = start("-c", text, start_new_session=True, **pipes)
+    assert process.stdout.readline() == "ready\n"
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    stderr = process.communicate()[1]
+    assert process.returncode == -signal.SIGINT
+    assert "E0000" not in stderr
+    assert stderr.count("KeyboardInterrupt") == 1
+
+
+def test_without_a_watcher_nothing_is_held(outcome):
+    before = "def fork(): raise BlockingIOError\nos.fork = fork"  # no more processes
+    expected = f"ours, inside\n{IMPORT}{DEVICES}ours, after\n"
+    assert outcome(verb(before=before)) == (0, expected)
+
+
+def test_children_that_the_system_reaps(outcome):
+    before = "signal.signal(signal.SIGCHLD, signal.SIG_IGN)"
+    assert outcome(verb(before=before)) == (0, "ours, inside\nours, after\n")
+
+
+@pytest.mark.parametrize(("reason", "code"), [("", 0), ("os.abort()", -signal.SIGABRT)])
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "nobody reads it"])
+def test_a_stderr_that_is_gone(start, reason, code, closed):
+    text = verb(before="print = lambda *_, **__: None", inside="sys.stdin.read()")
+    if closed:
+        text = f"import os, sys; os.close(2); os.execl(*[sys.executable] * 2, '-c', {text!r})"
+    process = start("-c", text, reason=reason, stdin=subprocess.PIPE)
+    process.stderr.close()
+    process.stdin.close()
+    assert process.wait() == code
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "main --workdir={tmp}/run",
+        "inspect --model=resnet18",
+        "export --run={tmp} --out={tmp}/x.safetensors",
+        "prepare --source={tmp} --to=nothing",
+        "preflight --tpu=v5e:2x4",
+    ],
+)
+def test_every_verb_starts_quietly(start, tmp_path, command):
+    """Interrupted in the import: what was written before is not shown."""
+    name, *flags = command.format(tmp=tmp_path).split()
+    text = f"""
+import runpy
+from trainer.preflight import compiler
+compiler.check_environment = lambda: None  # which need not be installed
+runpy.run_module("trainer.{name}", run_name="__main__", alter_sys=True)
+"""
+    process = start("-c", text, *flags, reason="raise KeyboardInterrupt")
+    assert process.communicate()[1] == "stopped\n"
+    assert process.returncode == 130
+
+
+def test_tensorflow_itself_starts_quietly(tmp_path):
+    """A mistake that is only seen once the devices are there: one line, ours."""
+    command = [sys.executable, "-m", "trainer.main", f"--workdir={tmp_path}"]
+    environment = dict(os.environ)
+    environment.pop("TF_CPP_MIN_LOG_LEVEL")
+    done = subprocess.run(
+        [*command, "--strategy=mirrored", "--virtual_devices=2", "--set=data.global_batch_size=63"],
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: data.global_batch_size (63) must be divisible")
+    assert done.stderr.count("\n") == 1
