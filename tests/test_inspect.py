@@ -234,6 +234,15 @@ def test_the_table_in_three_formats_says_the_same(run):
     assert len({line.count("|") for line in lines}) == 1
 
 
+@pytest.mark.parametrize(("data", "channels"), [("digits", 1), ("cifar10", 3), ("folder", 3)])
+def test_channels_are_those_of_the_data_set(run, tmp_path, data, channels):
+    """With one mean for all of them, which does not tell."""
+    settings = ("--set=model.name=resnet8", f"--set=data.name={data}", "--image_size=8")
+    arguments = ("--config=configs/digits_resnet20.py", *settings, "--format=json")
+    assert json.loads(run(*arguments)[0])["channels"] == channels
+    assert json.loads(run(*arguments, "--channels=1")[0])["channels"] == 1
+
+
 def test_two_models_side_by_side(run):
     out, _ = run("--diff", "resnet18", "resnet18d", "--image_size=64", "--format=md")
     assert "A: resnet18, B: resnet18d" in out
@@ -299,6 +308,10 @@ def test_an_image_is_shown_with_weights_and_without(run, photos, tmp_path):
         ),
         (["--model=resnet18", f"--image={__file__}", "--picture=/no/x.png"], "/no is not there"),
         (["--model=resnet18", f"--image={__file__}"], "is no image"),
+        (
+            ["--model=resnet18", "--set=model.num_classes=none"],
+            "model.num_classes is none, and there are no data: give --num_classes",
+        ),
         (["--model=vgg11_bn", "--image_size=8"], "data.image_size (8): must be at least 32"),
     ],
 )

@@ -187,6 +187,14 @@ def test_each_replica_gets_its_share_and_writes_its_variables_over_themselves(sm
     assert len(over) == len({id(v) for v in written})
 
 
+@pytest.mark.usefixtures("xla")
+def test_its_images_have_the_channels_of_the_data_set(small_config):
+    """With one mean for all of them, which does not tell."""
+    config = with_data(with_model(small_config, "linear"), name="folder", global_batch_size=4)
+    module = hlo_pb2.HloModuleProto.FromString(program.train_step_program(config, 2))
+    assert list(module.host_program_shape.parameters[2].dimensions) == [2, 8, 8, 3]
+
+
 def planted(monkeypatch, function) -> Config:
     """A model whose layer `odd` does this to the logits."""
 
@@ -445,6 +453,10 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
         (["--tpu=v5e:2x2", "--set", "model.nam=resnet18"], "did you mean 'model.name'"),
         (["--tpu=v5e:2x2", "--global_batch_size=0"], "global_batch_size"),
         (["--tpu=v5e:2x2", "--global_batch_size=96", "--set=accumulation_steps=5"], "(96)"),
+        (
+            ["--tpu=v5e:2x2", "--set=model.num_classes=none"],
+            "model.num_classes is none, and there are no data: --set model.num_classes=NUMBER",
+        ),
         (["--tpu=v5e:2x2", "--time_limit_s=nan"], "--time_limit_s=nan: must be a number"),
         (["--tpu=v5e:2x2", "--time_limit_s=inf"], "--time_limit_s"),
     ],

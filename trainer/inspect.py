@@ -47,7 +47,7 @@ _CHANNELS = flags.DEFINE_enum(
     "channels",
     None,
     ["1", "3"],
-    "Image channels. Default: as many as --config has means, or 3.",
+    "Image channels. Default: those of --config's data set, or 3.",
     flag_values=FLAGS,
 )
 _FORMAT = flags.DEFINE_enum(
@@ -121,9 +121,7 @@ def _config(name: str) -> Config:
     config = _CONFIG.resolve(settings, default)
     if config.model.num_classes is None:
         raise UserError("model.num_classes is none, and there are no data: give --num_classes")
-    if (
-        _channels(config) == 1 and len(config.data.mean) == 3
-    ):  # of grey, whose three channels are one
+    if _CHANNELS.value == "1" and len(config.data.mean) == 3:  # a grey image's are all alike
         mean, std = ((sum(values) / 3,) for values in (config.data.mean, config.data.std))
         data = dataclasses.replace(config.data, mean=mean, std=std)
         config = dataclasses.replace(config, data=data)
@@ -134,7 +132,11 @@ def _channels(config: Config) -> int:
     """The channels of the model's images."""
     if _CHANNELS.value is not None:
         return int(_CHANNELS.value)
-    return len(config.data.mean) if _CONFIG.path.present else 3
+    if not _CONFIG.path.present:
+        return 3
+    from trainer.data.source import channels_of
+
+    return channels_of(config)
 
 
 def _files() -> tuple[Path, Path]:

@@ -147,11 +147,17 @@ def prepare_local(folder: Path, **environ: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("installed", "parts"),
     [
-        ({"tensorflow": ""}, ["tensorflow 2.21.0 is installed", "only tensorflow-tpu supports TPUs"]),
+        (
+            {"tensorflow": ""},
+            ["tensorflow 2.21.0 is installed", "only tensorflow-tpu supports TPUs"],
+        ),
         ({"libtpu": ""}, ["libtpu", "is not installed"]),
         ({"libtpu": "0.0.32"}, ["libtpu 0.0.32", "TensorFlow 2.20.0", "from 0.0.32 on"]),
         ({"libtpu": "0.0.100"}, ["libtpu 0.0.100", "TensorFlow 2.20.0"]),
-        ({"written_over": True}, ["overwrote tensorflow-tpu 2.20.0", "create the environment again"]),
+        (
+            {"written_over": True},
+            ["overwrote tensorflow-tpu 2.20.0", "create the environment again"],
+        ),
     ],
     ids=["plain TensorFlow", "no libtpu", "libtpu too new", "much too new", "written over"],
 )
@@ -429,7 +435,9 @@ def test_no_tpu_is_initialised_where_tensorflow_sees_none():
                 "'__inference__tpu_init_fn_4' is neither a type of a primitive operation nor a "
                 "name of a function registered in binary running on n-3ea5ef93-w-0.",
             ),
-            [f"a TensorFlow other than this machine's {tf.__version__}; the versions must be equal"],
+            [
+                f"a TensorFlow other than this machine's {tf.__version__}; the versions must be equal"
+            ],
         ),
         (
             tf.errors.InvalidArgumentError(

@@ -121,7 +121,9 @@ class DataConfig(Section):
     )
     channels: int = setting(
         3,
-        "For folder, tfrecord and arrays: the channels that encoded images are decoded to.",
+        "For folder and tfrecord, the channels that images are decoded to; for synthetic, those "
+        "that they have. For arrays and your own module, which know theirs, what preflight and "
+        "inspect assume, since they read no data.",
         among((1, 3), "1 or 3"),
     )
     image_field: str = setting("image/encoded", "For tfrecord: the field of the encoded image.")
