@@ -2,6 +2,7 @@
 
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -195,6 +196,8 @@ def test_the_picture_has_the_most_varied_maps_each_from_black_to_white():
     assert (constant[:, 116:] == 255).all()  # maps that are not there
 
 
+PHOTOS = Path("configs/photos_resnet18.py").absolute()
+
 # --- the command ------------------------------------------------------------------------------
 
 
@@ -291,6 +294,7 @@ def test_an_image_is_shown_with_weights_and_without(run, photos, tmp_path):
     ("arguments", "message"),
     [
         ([], "--model: must name a model, such as --model=resnet50; or give --config"),
+        ([f"--config={PHOTOS}"], "model.num_classes is none, and there are no data: give --num_cl"),
         (["--model=resnet_50"], "unknown model 'resnet_50'; did you mean 'resnet50'?"),
         (["--diff", "resnet18"], "--diff resnet18: must be two models"),
         (["--diff", "resnet18", ""], "must be two models"),

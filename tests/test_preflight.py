@@ -458,6 +458,10 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
             "model.num_classes is none, and there are no data: --set model.num_classes=NUMBER",
         ),
         (["--tpu=v5e:2x2", "--time_limit_s=nan"], "--time_limit_s=nan: must be a number"),
+        (
+            ["--tpu=v5e:2x2", "--config=configs/photos_resnet18.py"],
+            "model.num_classes is none, and there are no data: --set model.num_classes=NUMBER",
+        ),
         (["--tpu=v5e:2x2", "--time_limit_s=inf"], "--time_limit_s"),
     ],
 )

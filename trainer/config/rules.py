@@ -43,15 +43,22 @@ class _Range:
 
 
 def at_least(low: float) -> Rule:
+    """Returns the rule for numbers from `low` on."""
     return _Range(f"at least {low}", lambda value: value >= low)
 
 
 def above(low: float) -> Rule:
+    """Returns the rule for numbers greater than `low`."""
     return _Range(f"above {low}", lambda value: value > low)
 
 
 def within(low: float, high: float, ends: str = "[]", text: str = "") -> Rule:
-    """Returns the rule for an interval; `ends` are its brackets: `[)` leaves `high` out."""
+    """Returns the rule for an interval.
+
+    Args:
+        ends: its brackets; `[)` leaves `high` out.
+        text: the rule in words. Default: the interval.
+    """
 
     def holds(value: float) -> bool:
         above_low = value >= low if ends[0] == "[" else value > low
@@ -61,6 +68,7 @@ def within(low: float, high: float, ends: str = "[]", text: str = "") -> Rule:
 
 
 def among(values: Container[int], text: str) -> Rule:
+    """Returns the rule for a few numbers; `text` lists them."""
     return _Range(text, lambda value: value in values)
 
 
