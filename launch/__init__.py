@@ -1,4 +1,5 @@
-"""Puts the trainer's command on processes of this machine, Slurm, Kubernetes and Cloud TPUs.
+"""Runs the trainer on this machine, Slurm, Kubernetes and Cloud TPUs: `python -m launch`.
 
-Imports neither TensorFlow nor trainer: it starts in a blink, and on a machine that has neither.
+Imports the standard library and `trainer.files`; a back end imports its client library when it is
+used. So it starts at once, on a machine without TensorFlow.
 """

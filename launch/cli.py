@@ -1,4 +1,4 @@
-"""`python -m launch`: submit, then status, logs, watch, cancel, list, render."""
+"""The command: `python -m launch submit`, then status, logs, watch, cancel, list, render."""
 
 import argparse
 import contextlib
@@ -16,7 +16,6 @@ from typing import Any, ClassVar, NoReturn
 from launch import backends, records
 from launch import spec as spec_lib
 from launch import watch as watch_lib
-from launch.backends.interface import Document, Job
 from launch.errors import (
     EXIT_CANCELLED,
     EXIT_DONE,
@@ -25,6 +24,7 @@ from launch.errors import (
     LaunchError,
     redacted,
 )
+from launch.interface import Document, Job
 from launch.output import show
 from launch.policy import State
 from launch.records import Record
@@ -32,31 +32,38 @@ from launch.signals import Signals
 from launch.spec import JobSpec
 
 _DESCRIPTION = """\
-Puts the trainer's command on processes of this machine, Slurm, Kubernetes and Cloud TPUs:
+Runs the trainer on this machine, Slurm, Kubernetes or Cloud TPUs: starts its processes, follows
+them, and restarts them if a machine fails.
 
   python -m launch submit --backend=local --name=digits --nodes=2 -- --strategy=multi_worker
   python -m launch status | logs | watch | cancel | render NAME
   python -m launch list
 
-`submit --backend=slurm --help` lists that back end's own flags. BUILD.md shows each from nothing to
-a finished run."""
+`submit --backend=slurm --help` also lists that back end's flags. docs/launch.md shows each back end
+from setup to a finished run."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0 done, 2 a mistake, 42 or 130 after a signal, or the trainer's."""
+    """Runs a command.
+
+    Returns:
+        The exit code: 0 done, 2 a user error, 42 or 130 after a signal, or the trainer's own.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    for stream in (sys.stdout, sys.stderr):  # what workers print may be no text
+    for stream in (sys.stdout, sys.stderr):  # workers may print bytes that are not text
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
         return _run(arguments)
     except LaunchError as error:
         message = str(error)
-    except BrokenPipeError:  # `| head` has seen enough
+    except BrokenPipeError:  # for example by `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_DONE
-    except OSError as error:  # a full disk, a folder that is gone
-        message = f"{error.filename or 'a file'}: {error.strerror}; make room, or mend it"
+    except OSError as error:  # a full disk, a missing folder
+        message = (
+            f"{error.filename or 'a file'}: {error.strerror}; check the disk space and permissions"
+        )
     print("error:", " ".join(redacted(message).split()), file=sys.stderr)  # one line
     return EXIT_USER_ERROR
 
@@ -67,7 +74,7 @@ def _run(arguments: list[str]) -> int:
     if flags.command == "submit":
         return _submit(flags, for_trainer)
     if for_trainer:
-        raise LaunchError(f"{for_trainer[0]}: only `submit` takes the trainer's flags behind `--`")
+        raise LaunchError(f"{for_trainer[0]}: only `submit` takes trainer flags after `--`")
     return _COMMANDS[flags.command](flags)
 
 
@@ -96,7 +103,7 @@ def _submit(flags: argparse.Namespace, trainer_flags: list[str]) -> int:
             record.set_state(State.FAILED, str(error))
             raise
         if not job.ends_with_watch:
-            show(f"submitted; `python -m launch watch {spec.name}` follows it until it is done")
+            show(f"submitted; follow it with `python -m launch watch {spec.name}`")
             return EXIT_DONE
         return _follow(record, job, signals)
 
@@ -104,7 +111,7 @@ def _submit(flags: argparse.Namespace, trainer_flags: list[str]) -> int:
 def _follow(record: Record, job: Job, signals: Signals) -> int:
     try:
         return watch_lib.watch(record, job, signals, _say(record))
-    except BaseException:  # a full disk, a bug: nobody would look after what runs here
+    except BaseException:  # a full disk, a bug: local processes would be left unattended
         if job.ends_with_watch:
             with contextlib.suppress(Exception):
                 job.delete()
@@ -118,12 +125,12 @@ def _watch(flags: argparse.Namespace) -> int:
             record = records.read(flags.name)
             with record.locked() as free:
                 if free:
-                    record = records.read(flags.name)  # the last watcher may have written since
+                    record = records.read(flags.name)  # the previous watcher may have written it
                     job = backends.load(record.spec.backend).Job(record, signals)
                     return _follow(record, job, signals)
             if shown != (shown := (record.state, record.message)):
                 _say(record)(f"{record.state}: {record.message}".removesuffix(": "))
-            signals.wait(1.0)  # somebody else acts: only look
+            signals.wait(1.0)  # another process acts on the run: only look
             if signals.received:
                 by_user = signals.received[0] == signal.SIGINT
                 return EXIT_CANCELLED if by_user else EXIT_PREEMPTED
@@ -133,7 +140,7 @@ def _status(flags: argparse.Namespace) -> int:
     with Signals() as signals:
         rows = [_row(name, signals) for name in flags.names or records.names()]
         if flags.health:
-            from launch import health
+            from launch.tpu import health
 
             for row in rows:
                 row["health"] = health.of(records.read(row["name"])) if row["backend"] else {}
@@ -153,22 +160,22 @@ def _logs(flags: argparse.Namespace) -> int:
 def _cancel(flags: argparse.Namespace) -> int:
     record = records.read(flags.name)
     if record.state.is_final:
-        print(f"{flags.name}: is {record.state} already")
+        print(f"{flags.name}: already {record.state}")
         return EXIT_DONE
     record.cancel()
     with Signals() as signals:
         while not signals.received:
-            with record.locked() as free:  # or who watches it does it, and lets go of the lock
+            with record.locked() as free:  # else the process that watches the run ends it
                 if free:
                     record = records.read(flags.name)
                     if not record.state.is_final:
                         job = backends.load(record.spec.backend).Job(record, signals)
                         job.delete()
-                        record.set_state(State.CANCELLED, "as asked")
-                    print(f"{flags.name}: is {record.state}")
+                        record.set_state(State.CANCELLED, "on request")
+                    print(f"{flags.name}: {record.state}")
                     return EXIT_DONE
             signals.wait(0.2)
-    print(f"{flags.name}: who watches it goes on with the end of it")
+    print(f"{flags.name}: not ended yet; the process that watches it is ending it")
     return EXIT_DONE
 
 
@@ -195,11 +202,18 @@ _COMMANDS = {
 
 # Flags.
 
+_ENV_HELP = "An environment variable for the trainer. May be repeated."
+_FOLDER_HELP = (
+    "Folder with the code: the trainer starts in it, or it is uploaded. Default: this one."
+)
+
 
 class _Parser(argparse.ArgumentParser):
-    """One line for a mistake, with the nearest flag."""
+    """Reports a mistake in one line, with the nearest flag."""
 
-    flags: ClassVar[set[str]] = set()  # of all commands: argparse tells of them to the first parser
+    flags: ClassVar[set[str]] = (
+        set()
+    )  # of all commands: argparse reports unknown flags to the top parser
 
     def add_argument(self, *args: Any, **kwargs: Any) -> argparse.Action:
         self.flags.update(arg for arg in args if arg.startswith("--"))
@@ -211,9 +225,9 @@ class _Parser(argparse.ArgumentParser):
             flag = words[0].partition("=")[0]
             near = difflib.get_close_matches(flag, sorted(self.flags), 1, cutoff=0.8)
             hint = f"; did you mean {near[0]}?" if near else ""
-            message = f"{flag}: unknown{hint} (the trainer's own flags come behind `--`)"
+            message = f"{flag}: unknown{hint} (trainer flags go after `--`)"
         if "expected one argument" in message:
-            message += "; what begins with - is given as --flag=-VALUE"
+            message += "; write a value that starts with - as --flag=-VALUE"
         raise LaunchError(f"{message}; --help lists all flags")
 
 
@@ -229,27 +243,29 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     def command(name: str, text: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text, allow_abbrev=False)
 
-    submit = command("submit", "Starts a run; the trainer's flags come behind `--`.")
+    submit = command("submit", "Starts a run. The trainer's flags follow `--`.")
     _add_submit_flags(submit, _backend_of(arguments))
-    status = command("status", "Where runs are, as the other side says now.")
-    status.add_argument("names", nargs="*", metavar="NAME", help="All runs where there is none.")
-    status.add_argument("--health", action="store_true", help="Of TPUs: also API v1's reading.")
-    logs = command("logs", "What the run's processes printed.")
-    logs.add_argument("--follow", action="store_true", help="Until the run has ended.")
-    watch = command("watch", "Follows a run until it has ended; restarts it where that is needed.")
-    cancel = command("cancel", "Ends a run and takes away all that was made for it.")
-    listed = command("list", "All runs, as last seen; asks nobody.")
-    render = command("render", "Prints what is sent to start a run.")
+    status = command("status", "Shows the current state of runs, as their back ends report it.")
+    status.add_argument("names", nargs="*", metavar="NAME", help="Runs to show. Default: all.")
+    status.add_argument(
+        "--health", action="store_true", help="For TPUs, also show state and health from API v1."
+    )
+    logs = command("logs", "Prints the output of the run's processes.")
+    logs.add_argument("--follow", action="store_true", help="Keep printing until the run ends.")
+    watch = command("watch", "Follows a run until it ends, and restarts it if needed.")
+    cancel = command("cancel", "Ends a run and deletes what was created for it; its folder stays.")
+    listed = command("list", "Lists all runs as last recorded, without asking their back ends.")
+    render = command("render", "Prints what `submit` sends to start a run.")
     for one in (logs, watch, cancel, render):
-        one.add_argument("name", metavar="NAME")
+        one.add_argument("name", metavar="NAME", help="Name of the run.")
     for one in (submit, status, listed, render):
-        one.add_argument("--json", action="store_true", help="For programs.")
+        one.add_argument("--json", action="store_true", help="Print JSON.")
     flags = parser.parse_args(arguments)
     return flags
 
 
 def _backend_of(arguments: list[str]) -> str:
-    """Its flags depend on it: looked up before all of them are parsed."""
+    """Returns the value of --backend, which decides what other flags there are; "" without it."""
     first = _Parser(add_help=False, allow_abbrev=False)
     first.add_argument("--backend", default="")
     return first.parse_known_args(arguments)[0].backend
@@ -257,13 +273,25 @@ def _backend_of(arguments: list[str]) -> str:
 
 def _add_submit_flags(submit: argparse.ArgumentParser, backend: str) -> None:
     add = submit.add_argument
-    add("--backend", required=True, help=f"Where: {', '.join(backends.BACKENDS)}.")
-    add("--name", required=True, help="Of the run and of all that is made for it.")
-    add("--nodes", type=int, default=1, help="Processes of the group, a host each (1).")
-    add("--max-restarts", type=int, default=10, help="Of a run that was killed (10).")
-    add("--env", action="append", default=[], metavar="NAME=VALUE", help="For the trainer.")
-    add("--folder", default=".", help="The code: where the trainer starts, or what is uploaded.")
-    add("--dry-run", action="store_true", help="Prints exactly what would be sent; sends nothing.")
+    add("--backend", required=True, help=f"Where to run: {', '.join(backends.BACKENDS)}.")
+    add("--name", required=True, help="Name of the run, and of everything created for it.")
+    add(
+        "--nodes",
+        type=int,
+        default=1,
+        help="Number of workers; on a cluster, one per host. Default: 1.",
+    )
+    add(
+        "--max-restarts",
+        type=int,
+        default=10,
+        help="How often a killed run is restarted. Default: 10.",
+    )
+    add("--env", action="append", default=[], metavar="NAME=VALUE", help=_ENV_HELP)
+    add("--folder", default=".", help=_FOLDER_HELP)
+    add(
+        "--dry-run", action="store_true", help="Print exactly what would be sent, and send nothing."
+    )
     if not backend:
         return
     group = submit.add_argument_group(f"flags of --backend={backend}")
@@ -272,13 +300,13 @@ def _add_submit_flags(submit: argparse.ArgumentParser, backend: str) -> None:
     for field in dataclasses.fields(options):
         flag, text = "--" + field.name.replace("_", "-"), field.metadata["help"]
         kind = types[field.name]
-        _Parser.flags.add(flag)  # a group does not go through the parser
+        _Parser.flags.add(flag)  # argument groups bypass _Parser.add_argument
         if kind is bool:
             group.add_argument(flag, action="store_true", help=text)
         elif kind is tuple:
             group.add_argument(flag, action="append", default=None, help=f"{text} May be repeated.")
         else:
-            shown = f"{text} ({field.default})" if field.default else text
+            shown = f"{text} Default: {field.default}." if field.default else text
             group.add_argument(
                 flag, type=kind, default=field.default, help=shown.replace("%", "%%")
             )
@@ -297,7 +325,7 @@ def _spec(flags: argparse.Namespace, trainer_flags: list[str]) -> JobSpec:
     folder = Path(flags.folder).absolute()
     if not folder.is_dir():
         raise LaunchError(
-            f"--folder={flags.folder}: is no folder; name the one with trainer/ in it"
+            f"--folder={flags.folder}: not a folder; name the folder that contains trainer/"
         )
     args, workdir = spec_lib.split_workdir(trainer_flags)
     return JobSpec(
@@ -315,7 +343,7 @@ def _spec(flags: argparse.Namespace, trainer_flags: list[str]) -> JobSpec:
     )
 
 
-# What is printed.
+# Output.
 
 
 def _say(record: Record):
@@ -323,9 +351,10 @@ def _say(record: Record):
 
 
 def _row(name: str, signals: Signals | None) -> dict[str, Any]:
-    """What is known of a run; with `signals`, as the other side says now, where it can be asked.
+    """Returns what is known about a run; with `signals`, as its back end reports it now.
 
-    A run that cannot be read, or asked for, does not stop the others' rows: its own says why.
+    If the run's record cannot be read or its back end does not answer, the row says why: the other
+    rows are still shown.
     """
     row: dict[str, Any] = {"name": name, "backend": "", "state": State.UNKNOWN, "restarts": 0}
     row |= {"created": "", "watched": False, "exit_code": None, "message": ""}
@@ -340,7 +369,7 @@ def _row(name: str, signals: Signals | None) -> dict[str, Any]:
                 seen = job.observe()
                 row["state"] = State.UNKNOWN if seen.gone else seen.state
                 row |= {"exit_code": seen.exit_code, "message": redacted(seen.message)}
-        row["restarts"] = record.restarts.attempt  # which a look may bring up to date
+        row["restarts"] = record.restarts.attempt  # after the look, which may update it
     except LaunchError as error:
         row |= {"state": State.UNKNOWN, "message": redacted(str(error))}
     return row

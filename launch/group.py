@@ -1,10 +1,15 @@
-"""Who is who in a group of workers: TF_CONFIG, here and as bash makes it on another machine."""
+"""TF_CONFIG, which tells each worker of a group who is who."""
 
 import json
 from collections.abc import Sequence
 
 
 def tf_config(addresses: Sequence[str], rank: int) -> str:
-    """What TensorFlow reads: all workers as host:port, by rank, and this one's rank."""
+    """Returns the value of TF_CONFIG.
+
+    Args:
+        addresses: all workers as host:port, by rank.
+        rank: this worker's.
+    """
     cluster = {"worker": list(addresses)}
     return json.dumps({"cluster": cluster, "task": {"type": "worker", "index": rank}})

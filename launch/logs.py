@@ -1,4 +1,4 @@
-"""The lines of log files that somebody else writes, as they come."""
+"""Lines of log files that other processes write, as they arrive."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ _CHUNK = 2**20  # bytes
 
 
 class Tail:
-    """Reads on where it was; the file may not be there yet."""
+    """Reads the new lines of a file, which need not exist yet."""
 
     def __init__(self, path: Path, prefix: str = ""):
         self._path, self._prefix = path, prefix
@@ -20,11 +20,12 @@ class Tail:
         self._rest = b""
 
     def lines(self, last: bool = False) -> Iterator[str]:
-        """The whole lines since the last call, each behind the prefix, and bytes that are no text
-        as escapes; lines beyond a length that nobody reads are cut into several.
+        """Yields the complete lines since the last call, each after the prefix.
+
+        Bytes that are not text become escapes; lines over 1 MiB are cut into several.
 
         Args:
-            last: also what has no end of line yet: nothing more will come.
+            last: also yield an incomplete last line: nothing more will arrive.
         """
         try:
             file = open(self._path, "rb")  # noqa: SIM115 (a generator: closed below)
@@ -47,7 +48,7 @@ class Tail:
 
 
 def last_lines(path: Path, number: int, prefix: str = "") -> list[str]:
-    """Of what stands in the last bytes of a file that may be long."""
+    """Returns the last lines of a file, at most those in its last 64 KiB."""
     try:
         with open(path, "rb") as file:
             start = max(0, file.seek(0, os.SEEK_END) - _CHUNK // 16)
@@ -60,13 +61,13 @@ def last_lines(path: Path, number: int, prefix: str = "") -> list[str]:
 
 
 def path(record: Record, attempt: int, rank: int) -> Path:
-    """The file that a worker writes to, of one start."""
+    """Returns the file that a worker writes to during one start of the run."""
     return record.logs / f"{attempt}-{rank}.log"
 
 
 def of_starts(record: Record, signals: Signals, is_going: Callable[[], bool]) -> Iterator[str]:
-    """All lines of all starts behind their worker's rank, until the run does not go on, or a signal
-    comes."""
+    """Yields the lines of all starts, each after its worker's rank, until the run ends or a signal
+    arrives."""
     tails: dict[Path, Tail] = {}
     while True:
         ended = not is_going()

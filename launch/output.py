@@ -1,12 +1,14 @@
-"""Printing that does not end a run."""
+"""Printing that never ends a run."""
 
 import os
 import sys
 
 
 def show(text: str) -> None:
-    """Prints a line. Where nobody reads any more, as behind `| head` or in a terminal that is
-    closed, what is launched goes on without."""
+    """Prints a line.
+
+    If nobody reads the output any more (`| head`, a closed terminal), the run continues without it.
+    """
     try:
         print(text, flush=True)
     except OSError:

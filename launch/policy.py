@@ -1,23 +1,23 @@
-"""When a run that has ended is started again: one policy for all back ends.
+"""When a run that has ended is restarted: one policy for all back ends.
 
 What the trainer's exit codes mean here:
     0                    done
-    42, 143              saved after a signal (143: the signal came before it could save): start it
-                         again, without charge, as long as it gets on between two ends
-    129 to 255           killed, or the group of workers broke (200): start it again, charged
-    1 to 128 otherwise   the user's error, or a bug: starting it again would not help
+    42, 143              saved after a signal (143: the signal arrived before it could save):
+                         restart without charge, as long as it makes progress between two ends
+    129 to 255           killed, or the group of workers broke (200): restart, charged
+    1 to 128 otherwise   a user error or a bug: a restart would not help
 """
 
 import dataclasses
 import enum
 from collections.abc import Sequence
 
-# So many ends in a row without a new checkpoint, and it is no preemption that stops the run.
+# After this many ends in a row without a new checkpoint, preemption is not the cause.
 MAX_WITHOUT_PROGRESS = 5
 
 
 class State(enum.StrEnum):
-    """Where a run is."""
+    """The state of a run."""
 
     QUEUED = enum.auto()
     PROVISIONING = enum.auto()
@@ -34,7 +34,7 @@ class State(enum.StrEnum):
 
 
 class Outcome(enum.Enum):
-    """What an exit code asks for."""
+    """What to do after an exit code."""
 
     DONE = enum.auto()
     RESTART = enum.auto()
@@ -43,6 +43,7 @@ class Outcome(enum.Enum):
 
 
 def outcome(exit_code: int) -> Outcome:
+    """Returns what to do after this exit code of the trainer."""
     if exit_code == 0:
         return Outcome.DONE
     if exit_code in (42, 143):
@@ -51,14 +52,13 @@ def outcome(exit_code: int) -> Outcome:
 
 
 def first_to_end(codes: Sequence[int | None]) -> int | None:
-    """Which worker brought the others down, of several that ended too close to tell.
+    """Returns the rank of the worker that brought the others down, or None if none failed.
+
+    For workers that ended too close together to tell: first one that was killed, then one with its
+    own error. The others end with 200 or 42 because of it.
 
     Args:
-        codes: the exit codes by rank; None for a worker that runs.
-
-    Returns:
-        its rank; None where nobody failed. Who was killed did it, then who has an error of its own;
-        200 and 42 are what others end with because of it.
+        codes: the exit codes by rank; None for a worker that still runs.
     """
     failed = [rank for rank, code in enumerate(codes) if code]
 
@@ -70,19 +70,19 @@ def first_to_end(codes: Sequence[int | None]) -> int | None:
 
 
 def shell_code(returncode: int) -> int:
-    """Of a process, as a shell says it: 137 where Python has -9."""
+    """Returns a process's exit code as a shell reports it: 137 for Python's -9."""
     return 128 - returncode if returncode < 0 else returncode
 
 
 @dataclasses.dataclass
 class Restarts:
-    """What was restarted so far, and whether once more.
+    """Counts restarts, and decides on one more.
 
     Attributes:
-        attempt: the number of restarts, 0 for the first start.
-        charged: those that count towards `max_restarts`.
-        without_progress: the last ones in a row after which no new checkpoint was there.
-        progress: what the last checkpoint was at the last end; "" for none.
+        attempt: the number of restarts; 0 for the first start.
+        charged: the restarts that count towards `max_restarts`.
+        without_progress: the latest ends in a row without a new checkpoint.
+        progress: identifies the last checkpoint at the last end; "" for none.
     """
 
     attempt: int = 0
@@ -91,9 +91,9 @@ class Restarts:
     progress: str = ""
 
     def refusal(self, charged: bool, max_restarts: int, progress: str) -> str:
-        """Counts one more restart. Returns "" where it may be, or why not."""
+        """Counts one more restart and returns "", or returns why it is refused."""
         if charged and self.charged >= max_restarts:
-            return f"it was restarted {self.charged} times already (--max-restarts)"
+            return f"already restarted {self.charged} times (--max-restarts)"
         without_progress = 0 if progress != self.progress else self.without_progress + 1
         if without_progress >= MAX_WITHOUT_PROGRESS:
             return f"it ended {without_progress} times in a row without a new checkpoint"

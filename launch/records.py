@@ -1,14 +1,13 @@
-"""What the launcher knows of its runs: a folder each, written before anything is made elsewhere.
+"""Records of the launcher's runs: one folder each, written before anything is created elsewhere.
 
 HOME/NAME/record.json  cancel  lock  logs/    HOME: $LAUNCH_HOME, or ~/.local/state/trainer-launch
 
-Only who holds the lock writes record.json; whoever cancels makes the file `cancel`.
+The holder of the lock acts on the run and writes record.json; `cancel` creates the file `cancel`.
 """
 
 import contextlib
 import dataclasses
 import datetime
-import fcntl
 import json
 import os
 import re
@@ -17,33 +16,36 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from launch import backends
 from launch import spec as spec_lib
 from launch.errors import LaunchError, redacted
 from launch.policy import Restarts, State
 from launch.spec import JobSpec
+from trainer import files
 
 _VERSION = 1
+PRIVATE = 0o600  # the mode of files that only this account can read
 
 
 def home() -> Path:
-    """The folder of all records: on storage that all nodes see, where Slurm is used."""
+    """Returns the folder of all records. With Slurm, all nodes must see it."""
     state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     return Path(os.environ.get("LAUNCH_HOME") or f"{state}/trainer-launch").resolve()
 
 
 @dataclasses.dataclass
 class Record:
-    """What is known of one run.
+    """What is known about one run.
 
     Attributes:
         created: when it was submitted, ISO 8601 in UTC.
-        state: as last seen, with one line that says why.
-        exit_code: the trainer's, once the run has ended and where anybody saw it.
-        was_running: whether it ever did: a failure before that is the config's or a quota's.
-        handle: what the back end needs to find again what it made.
+        state: as last seen.
+        message: one line that explains the state.
+        exit_code: the trainer's, once the run has ended; None if unknown.
+        was_running: whether it ever ran: if it fails before, the config or a quota is to blame.
+        handle: what the back end needs to find what it created.
     """
 
     spec: JobSpec
@@ -64,7 +66,7 @@ class Record:
         return self.path / "logs"
 
     def save(self) -> None:
-        """Replaces record.json: who reads meanwhile, or after a crash, has the old or the new."""
+        """Replaces record.json; readers see the old record or the new one, also after a crash."""
         _write(self.path, self)
 
     def set_state(self, state: State, message: str = "", exit_code: int | None = None) -> None:
@@ -76,43 +78,46 @@ class Record:
         return (self.path / "cancel").exists()
 
     def cancel(self) -> None:
-        """Asks for the end of the run, of whoever watches it now or later."""
-        (self.path / "cancel").touch(mode=0o600)
+        """Asks the process that watches the run, now or later, to end it."""
+        (self.path / "cancel").touch(mode=PRIVATE)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[bool]:
-        """Whether this process may act on the run; the kernel lets go when it dies."""
-        with open(self.path / "lock", "a", opener=private) as lock:
-            yield _lock(lock, fcntl.LOCK_EX)
+        """Yields whether this process got the lock, and may act on the run until the block ends."""
+        with contextlib.ExitStack() as stack:
+            yield _lock(stack, self.path / "lock")
 
     @property
     def is_watched(self) -> bool:
+        path = self.path / "lock"
         try:
-            with open(self.path / "lock", "a", opener=private) as lock:
-                return not _lock(lock, fcntl.LOCK_SH)  # two who ask do not see each other
-        except OSError:  # a home that can only be read
+            with files.locked(path, wait=False, shared=True, mode=PRIVATE):
+                return False  # shared: two processes that ask do not see each other
+        except BlockingIOError:
+            return True
+        except OSError:  # a read-only home
             return False
 
 
-def _lock(lock: IO[str], kind: int) -> bool:
-    """Tries for a moment: who only asks whether it is taken has it for no longer."""
+def _lock(stack: contextlib.ExitStack, path: Path) -> bool:
+    """Tries for half a second: `is_watched` of another process holds the lock for less."""
     until = time.monotonic() + 0.5
     while True:
         try:
-            fcntl.flock(lock, kind | fcntl.LOCK_NB)
+            stack.enter_context(files.locked(path, wait=False, mode=PRIVATE))
             return True
         except BlockingIOError:
-            if kind == fcntl.LOCK_SH or time.monotonic() > until:
+            if time.monotonic() > until:
                 return False
-            time.sleep(0.01)  # of another process: there is nothing to wait on
+            time.sleep(0.01)  # another process's lock: there is nothing to wait on
 
 
 @contextlib.contextmanager
 def create(spec: JobSpec) -> Iterator[Record]:
-    """Takes the name and writes the first record, in one step; locked until the end of the block.
+    """Takes the name and writes the first record, in one step; holds its lock during the block.
 
     Raises:
-        LaunchError: where the name belongs to a run that has not ended, or the folder cannot be
+        LaunchError: if the name belongs to a run that has not ended, or the folder cannot be
             written.
     """
     path = Path(spec.record_dir)
@@ -125,16 +130,18 @@ def create(spec: JobSpec) -> Iterator[Record]:
             if path.exists():
                 record.handle["before"] = _put_aside(spec.name)
             shutil.rmtree(new, ignore_errors=True)
-            for folder in (new, new / "logs"):  # with `parents`, only the last one has the mode
+            for folder in (
+                new,
+                new / "logs",
+            ):  # with `parents`, the mode applies only to the last one
                 folder.mkdir(mode=0o700)
-            lock = stack.enter_context(open(new / "lock", "a", opener=private))
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            stack.enter_context(files.locked(new / "lock", mode=PRIVATE))
             _write(new, record)
-            new.rename(path)  # fails where somebody else was faster: a folder that is not empty
+            new.rename(path)  # fails if another process was faster: that folder is not empty
         except OSError as error:
             raise LaunchError(
-                f"{path}: the run's record cannot be written ({error.strerror}); set LAUNCH_HOME "
-                f"to a folder that can, or choose another --name"
+                f"{path}: cannot write the run's record ({error.strerror}); set LAUNCH_HOME to a "
+                f"writable folder, or choose another --name"
             ) from None
         finally:
             shutil.rmtree(new, ignore_errors=True)
@@ -142,14 +149,18 @@ def create(spec: JobSpec) -> Iterator[Record]:
 
 
 def read(name: str) -> Record:
-    """Raises LaunchError where there is no such run, or its record cannot be read."""
+    """Reads a run's record.
+
+    Raises:
+        LaunchError: if there is no such run, or its record cannot be read.
+    """
     if not re.fullmatch(r"[a-z][a-z0-9-]*(~\d+)?", name):
-        raise LaunchError(f"{name!r}: is no name of a run; `python -m launch list` names them all")
+        raise LaunchError(f"{name!r}: not a run's name; `python -m launch list` lists all runs")
     path = home() / name
     try:
         values = json.loads((path / "record.json").read_text(encoding="utf-8"))
         if values["version"] != _VERSION:
-            raise ValueError(f"of version {values['version']}, this is {_VERSION}")
+            raise ValueError(f"version {values['version']}, this launcher reads {_VERSION}")
         options = backends.load(values["spec"]["backend"]).Options
         return Record(
             spec=spec_lib.from_dict(values["spec"] | {"record_dir": str(path)}, options),
@@ -163,16 +174,16 @@ def read(name: str) -> Record:
         )
     except (FileNotFoundError, NotADirectoryError):
         raise LaunchError(
-            f"{name}: there is no such run in {home()}; `python -m launch list` names them all"
+            f"{name}: no such run in {home()}; `python -m launch list` lists all runs"
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise LaunchError(
-            f"{path / 'record.json'}: cannot be read ({error}); mend it, or move it away"
+            f"{path / 'record.json'}: cannot be read ({error}); fix it or move it away"
         ) from None
 
 
 def names() -> list[str]:
-    """Of all runs, sorted."""
+    """Returns the names of all runs, sorted."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         return sorted(
             p.name for p in home().iterdir() if (p / "record.json").exists() and "~" not in p.name
@@ -181,21 +192,21 @@ def names() -> list[str]:
 
 
 def _put_aside(name: str) -> str:
-    """A run that has ended gives its name back; its record and logs are kept beside it.
+    """Frees the name of a run that has ended; its record and logs are kept as NAME~1, NAME~2, …
 
     Returns:
-        its number, by which what is left of it elsewhere is known.
+        The run's random number, which identifies what may be left of it elsewhere.
     """
     old = read(name)
     with old.locked() as free:
-        old = read(name)  # who had the lock may have written
+        old = read(name)  # the last holder of the lock may have written
         if not free or not old.state.is_final:
             raise LaunchError(
-                f"--name={name}: belongs to a run that is {old.state}; `python -m launch watch` or "
+                f"--name={name}: taken by a run that is {old.state}; `python -m launch watch` or "
                 f"`cancel` it, or choose another name"
             )
         if not old.was_running and not any(old.logs.iterdir()):
-            shutil.rmtree(old.path)  # refused before anything was made: there is nothing to keep
+            shutil.rmtree(old.path)  # refused before anything was created: nothing to keep
             return old.spec.run
         number = 1
         while (aside := old.path.with_name(f"{name}~{number}")).exists():
@@ -219,20 +230,6 @@ def _write(folder: Path, record: Record) -> None:
     write_private(folder / "record.json", json.dumps(values, indent=1) + "\n")
 
 
-def private(path: str, flags: int) -> int:
-    """An `opener` of files of this account alone."""
-    return os.open(path, flags, 0o600)
-
-
 def write_private(path: Path, text: str) -> None:
-    """A file of this account alone, old or new to whoever reads it."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8", opener=private) as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:  # a full disk
-        temporary.unlink(missing_ok=True)
-        raise
+    """Writes a file that only this account can read; readers see the old text or the new."""
+    files.write_atomically(path, text, unique=True, mode=PRIVATE)

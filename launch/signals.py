@@ -1,4 +1,4 @@
-"""Waiting that a signal ends: Ctrl-C and its like are taken note of, and acted on at one place."""
+"""Waiting that a signal interrupts: signals are noted here, and handled in one place."""
 
 import os
 import select
@@ -9,7 +9,7 @@ from types import FrameType, TracebackType
 
 
 class Signals:
-    """Takes SIGINT, SIGTERM and SIGHUP over, for as long as it is open.
+    """Catches SIGINT, SIGTERM and SIGHUP within a `with` block.
 
     Attributes:
         received: the signals so far, in order.
@@ -22,7 +22,7 @@ class Signals:
     def __enter__(self) -> "Signals":
         self._pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN:  # nohup's wish, or a shell's
+            if signal.getsignal(number) != signal.SIG_IGN:  # ignored by nohup or a shell: stay so
                 self._old[number] = signal.signal(number, self._note)
         return self
 
@@ -40,16 +40,19 @@ class Signals:
 
     @property
     def hurry(self) -> bool:
-        """A second one that somebody sent on purpose: a terminal that closes may send two."""
+        """Whether a second signal asks for haste. A closing terminal may send SIGHUP twice."""
         return sum(number != signal.SIGHUP for number in self.received[1:]) > 0
 
     def wait(self, seconds: float, others: Sequence[int] = ()) -> list[int]:
-        """Until one of these file descriptors can be read, a signal comes, or the time is up.
+        """Waits until a file descriptor can be read, a signal arrives, or the time is up.
 
-        A signal that came since the last wait ends it at once.
+        A signal that arrived since the last wait ends the wait at once.
+
+        Args:
+            others: the file descriptors to wait for.
 
         Returns:
-            those of `others` that can be read.
+            Those of `others` that can be read.
         """
         ready, _, _ = select.select([self._pipe[0], *others], [], [], max(0.0, seconds))
         if self._pipe[0] in ready:
@@ -57,5 +60,5 @@ class Signals:
         return [descriptor for descriptor in ready if descriptor != self._pipe[0]]
 
     def now(self) -> float:
-        """Seconds of a clock that only goes forward."""
+        """Returns the seconds of a clock that never goes back."""
         return time.monotonic()

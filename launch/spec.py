@@ -7,16 +7,16 @@ from typing import Any, get_type_hints
 
 from launch.errors import LaunchError, refuse_secret
 
-# The strictest of all: a label of DNS that leaves room for what back ends add to it.
+# The strictest rule of all back ends: a DNS label, with room for the suffixes they add.
 _NAME = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-# Set by the launcher, or it would start something else than was asked for.
+# Set by the launcher, or they would change what is started.
 _OWN_ENV = {"TF_CONFIG", "TPU_NAME", "PJRT_DEVICE", "TPU_LOAD_LIBRARY", "CUDA_VISIBLE_DEVICES"}
-ALONE = ("one_device", "mirrored", "tpu")  # strategies of one process
+ALONE = ("one_device", "mirrored", "tpu")  # strategies that run in one process
 
 
 def option(default: Any, text: str) -> Any:
-    """A field of a back end's options: a flag with this help. A flag without a default: `None`."""
+    """Declares a field of a back end's options: a flag with this default and help text."""
     return dataclasses.field(default=default, metadata={"help": text})
 
 
@@ -25,17 +25,21 @@ class JobSpec:
     """One run of the trainer on a group of processes.
 
     Attributes:
-        name: of the run, and of all that is made for it.
-        run: a random number that tells it from all others, here or elsewhere: by it what was made
-            is found again. `RUN` in what is only shown.
-        nodes: processes of the group, a host each.
-        args: the trainer's flags but `--workdir`.
+        name: the run's name, and that of everything created for it.
+        run: a random number that identifies the run everywhere: what was created for it is found
+            by this number. `RUN` in a dry run.
+        nodes: the number of worker processes; on a cluster, one per host.
+        args: the trainer's flags except `--workdir`.
         workdir: the run's folder as the trainer sees it; "" for the back end's default.
-        max_restarts: how often a run that was killed is started again.
-        env: further environment of the trainer, by name.
-        folder: the code's folder here: where the trainer starts, or what is uploaded.
-        record_dir: where the launcher keeps what it knows of this run, an absolute path.
-        options: the back end's own.
+        max_restarts: how often a run that was killed is restarted.
+        env: additional environment variables of the trainer, as (name, value).
+        folder: the folder with the code on this machine: the trainer starts in it, or it is
+            uploaded.
+        record_dir: the absolute path of the run's record.
+        options: the back end's own flags, an instance of its `Options`.
+
+    Raises:
+        LaunchError: if a value cannot be launched, or looks like a secret.
     """
 
     name: str
@@ -53,40 +57,42 @@ class JobSpec:
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise LaunchError(
-                f"--name={self.name}: must be lower-case letters, digits and '-', at most 40, a "
-                f"letter first and no '-' last"
+                f"--name={self.name}: must be at most 40 lower-case letters, digits and '-'; start "
+                f"with a letter, and don't end with '-'"
             )
         _at_least("--nodes", self.nodes, 1)
         _at_least("--max-restarts", self.max_restarts, 0)
         for name, value in self.env:
             if not _ENV_NAME.fullmatch(name):
                 raise LaunchError(
-                    f"--env={name}=…: must be NAME=VALUE, a name of letters, digits, _"
+                    f"--env={name}=…: must be NAME=VALUE, with letters, digits and _ in NAME"
                 )
             if name in _OWN_ENV or name.startswith(("LAUNCH_", "SLURM_")):
-                raise LaunchError(f"--env={name}=…: is set by the launcher; leave it out")
+                raise LaunchError(f"--env={name}=…: set by the launcher; leave it out")
             refuse_secret(f"{name}={value}", f"--env={name}=…")
         for arg in self.args:
             refuse_secret(arg, f"{arg.rpartition('=')[0] or arg[:20]}=…")
         for flag, text in {"--workdir": self.workdir, **self._option_texts()}.items():
             refuse_secret(text, f"{flag}=…")
         if "--" in self.args:
-            raise LaunchError("--: stands among the trainer's flags, which know none; leave it out")
+            raise LaunchError("--: not a flag of the trainer; leave out the second one")
         for arg in (*self.args, self.workdir, *(value for _, value in self.env)):
             if "\0" in arg:
-                raise LaunchError(f"{arg[:40]!r}: holds a zero byte, which no argument can")
+                raise LaunchError(
+                    f"{arg[:40]!r}: contains a zero byte, which no argument can; remove it"
+                )
             try:
                 arg.encode()
             except UnicodeEncodeError:
-                raise LaunchError(f"{arg[:40]!r}: is no text in UTF-8; rename it") from None
+                raise LaunchError(f"{arg[:40]!r}: not valid UTF-8; rename it") from None
         if self.nodes > 1 and self.strategy in ALONE:
             raise LaunchError(
-                f"--nodes={self.nodes}: --strategy={self.strategy} is of one process, and each "
-                f"would train alone; use --strategy=multi_worker, or --nodes=1"
+                f"--nodes={self.nodes}: --strategy={self.strategy} runs in one process, so each "
+                f"node would train alone; use --strategy=multi_worker, or --nodes=1"
             )
 
     def _option_texts(self) -> dict[str, str]:
-        """The back end's own flags, as far as they are text; lists as one."""
+        """Returns the back end's flags as text, by flag; the words of a list are joined."""
         texts = {}
         for field in dataclasses.fields(self.options):
             value = getattr(self.options, field.name)
@@ -96,7 +102,7 @@ class JobSpec:
 
     @property
     def strategy(self) -> str:
-        """The trainer's flag, "" where it is left out."""
+        """The trainer's --strategy, or "" if it is left out."""
         found = ""
         for arg, following in zip(self.args, [*self.args[1:], ""], strict=False):
             if arg in ("--strategy", "-strategy"):
@@ -107,16 +113,16 @@ class JobSpec:
 
     @property
     def is_group(self) -> bool:
-        """Whether the trainer gets a TF_CONFIG."""
+        """Whether the trainer needs a TF_CONFIG."""
         return self.nodes > 1 or self.strategy == "multi_worker"
 
     def trainer_args(self, workdir: str) -> tuple[str, ...]:
-        """What follows `python`, where the run's folder is called `workdir`."""
+        """Returns the arguments that follow `python`, with this folder for the run."""
         return ("-m", "trainer.main", *self.args, f"--workdir={workdir}")
 
 
 def split_workdir(args: Sequence[str]) -> tuple[tuple[str, ...], str]:
-    """The trainer's flags without `--workdir`, and its value, "" where there is none."""
+    """Returns the trainer's flags without `--workdir`, and its value or ""."""
     rest, workdir = [], ""
     words = iter(args)
     for word in words:
@@ -133,14 +139,15 @@ def split_workdir(args: Sequence[str]) -> tuple[tuple[str, ...], str]:
 
 
 def to_dict(spec: JobSpec) -> dict[str, Any]:
+    """Returns the spec as values for JSON; `from_dict` reads them."""
     return dataclasses.asdict(spec)
 
 
 def from_dict(values: Mapping[str, Any], options: type) -> JobSpec:
-    """What `to_dict` gave, after a way through JSON.
+    """Rebuilds a spec from the values of `to_dict`, after a round trip through JSON.
 
     Args:
-        options: the back end's dataclass.
+        options: the back end's `Options` class.
     """
     own = {
         name: tuple(value) if isinstance(value, list) else value
@@ -153,7 +160,7 @@ def from_dict(values: Mapping[str, Any], options: type) -> JobSpec:
 
 
 def option_types(options: type) -> dict[str, type]:
-    """The type of each field: str, int, bool, or tuple (a flag that may be repeated)."""
+    """Returns the type of each field: str, int, bool, or tuple (a flag that may be repeated)."""
     return {
         name: tuple if getattr(hint, "__origin__", None) is tuple else hint
         for name, hint in get_type_hints(options).items()
@@ -166,10 +173,10 @@ def _at_least(flag: str, value: int, least: int) -> None:
 
 
 def check_word(flag: str, value: str) -> None:
-    """A value that goes into a file of another language: nothing there that means something.
+    """Checks a value that goes unquoted into a file of another language.
 
     Raises:
-        LaunchError: where it is more than letters, digits and _.:,=/+@%-.
+        LaunchError: if it contains anything but letters, digits and _.:,=/+@%-.
     """
     if value and not re.fullmatch(r"[\w.:,=/+@%-]+", value, re.ASCII):
-        raise LaunchError(f"{flag}={value}: must be letters, digits and _.:,=/+@%- only")
+        raise LaunchError(f"{flag}={value}: may contain only letters, digits and _.:,=/+@%-")

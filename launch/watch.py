@@ -1,10 +1,9 @@
-"""Follows a run until it has ended, and starts it again where it has to be: one state machine."""
+"""Follows a run until it ends, and restarts it if needed: one state machine for all back ends."""
 
 import random
 import signal
 from collections.abc import Callable
 
-from launch.backends.interface import Job, Observation
 from launch.errors import (
     EXIT_CANCELLED,
     EXIT_DONE,
@@ -13,33 +12,34 @@ from launch.errors import (
     LaunchError,
     redacted,
 )
+from launch.interface import Job, Observation
 from launch.policy import Outcome, State, outcome
 from launch.records import Record
 from launch.signals import Signals
 
-_LOOKS_UNTIL_GONE = 3  # a list that lags, or an answer from a stale copy, is not the end of a run
-_SLICE_S = 1.0  # a cancel from elsewhere is seen within this time
+_LOOKS_UNTIL_GONE = 3  # a stale answer or list is not the end of a run
+_SLICE_S = 1.0  # a cancel by another process is seen within this time
 
 
 def watch(record: Record, job: Job, signals: Signals, say: Callable[[str], None]) -> int:
-    """Looks, says what changes, and restarts, until the run has ended or a signal comes.
+    """Looks at the run, reports changes and restarts it, until it ends or a signal arrives.
 
     The caller holds the record's lock.
 
     Returns:
-        the exit code of `python -m launch`: 0 where the run is done, the trainer's own where it
-        failed (1 where nobody saw it), 42 or 130 after a signal.
+        The exit code of `python -m launch`: 0 if the run is done, the trainer's own if it failed
+        (1 if unknown), 42 or 130 after a signal.
     """
     return _Watch(record, job, signals, say).run()
 
 
 def exit_code(record: Record) -> int:
-    """Of a run that has ended."""
+    """Returns the exit code for a run that has ended."""
     if record.state is State.SUCCEEDED:
         return EXIT_DONE
     if record.state is State.CANCELLED:
         return EXIT_CANCELLED
-    if record.exit_code in (None, 42, 143):  # which say: start me again
+    if record.exit_code in (None, 42, 143):  # these mean: start me again
         return EXIT_FAILED
     return record.exit_code
 
@@ -48,7 +48,7 @@ class _Watch:
     def __init__(self, record: Record, job: Job, signals: Signals, say: Callable[[str], None]):
         self._record, self._job, self._signals = record, job, signals
         self._say = say
-        self._gone = 0  # looks in a row
+        self._gone = 0  # looks in a row that found nothing
 
     def run(self) -> int:
         record, job = self._record, self._job
@@ -64,11 +64,11 @@ class _Watch:
         return exit_code(record)
 
     def _act(self, seen: Observation) -> None:
-        """What one look asks for."""
+        """Does what one look calls for."""
         record = self._record
         self._gone = self._gone + 1 if seen.gone else 0
         state = seen.state
-        if seen.gone:  # who restarts it by itself has lost it
+        if seen.gone:  # a back end that restarts runs itself has lost it
             lost = State.FAILED if self._job.restarts_itself else State.PREEMPTED
             state = lost if self._gone >= _LOOKS_UNTIL_GONE else State.UNKNOWN
         record.was_running |= state is State.RUNNING
@@ -82,7 +82,7 @@ class _Watch:
         elif state is State.PREEMPTED:
             self._restart(False, seen)
         elif state is State.FAILED:
-            # A failure that nobody has a code for, before it ever ran: the config's, or a quota's.
+            # A failure without an exit code before the run ever ran: the config or a quota.
             asks = Outcome.FAIL if not record.was_running else Outcome.RESTART
             if seen.exit_code is not None:
                 asks = outcome(seen.exit_code)
@@ -96,20 +96,20 @@ class _Watch:
         restarts, most = record.restarts, record.spec.max_restarts
         refusal = restarts.refusal(charged, most, job.progress())
         if refusal:
-            self._end(State.FAILED, f"{seen.message}; not again: {refusal}", seen.exit_code)
+            self._end(State.FAILED, f"{seen.message}; not restarted: {refusal}", seen.exit_code)
             return
-        count = f", {restarts.charged} of {most} that count" if charged else ""
+        count = f", {restarts.charged} of {most} charged" if charged else ""
         self._set(State.PREEMPTED, f"{seen.message}; restart {restarts.attempt}{count}")
         try:
-            job.delete()  # what is left holds quota, ports, or the run's folder
+            job.delete()  # leftovers hold quota, ports, or the run's folder
         except LaunchError:
             if self._signals.received:
-                return  # a signal ended the wait: the loop sees to it
+                return  # a signal ended the wait: the loop handles it
             raise
         backoff_s = job.backoff_s * 2 ** min(restarts.without_progress, 5)
         self._wait(backoff_s * random.uniform(0.5, 1.0))
         if record.is_cancelled or self._signals.received:
-            return  # the loop sees to it
+            return  # the loop handles it
         job.create(restarts.attempt)
         self._gone = 0
         self._set(State.QUEUED, f"restart {restarts.attempt}")
@@ -123,30 +123,33 @@ class _Watch:
             self._signals.wait(min(left, _SLICE_S))
 
     def _leave(self) -> int:
-        """A signal: what this process keeps alive ends with it, the rest goes on without it."""
+        """Handles a signal: local processes end with this one; elsewhere the run continues."""
         name = self._record.spec.name
         by_user = self._signals.received[0] == signal.SIGINT
         if not self._job.ends_with_watch:
-            stands = "goes on" if self._record.state is not State.PREEMPTED else "waits for a watch"
+            is_down = self._record.state is State.PREEMPTED
+            goes_on = "is not restarted until it is watched again" if is_down else "continues"
             self._say(
-                f"the run {stands}; `python -m launch watch {name}` follows it, `python -m launch "
+                f"the run {goes_on}; `python -m launch watch {name}` follows it, `python -m launch "
                 f"cancel {name}` ends it"
             )
             return EXIT_CANCELLED if by_user else EXIT_PREEMPTED
-        self._say("stopping, once the run is saved; a second signal does not wait for that")
+        self._say("stopping once the run has saved; a second signal stops it at once")
         self._job.delete()
         if by_user:
-            self._set(State.CANCELLED, "stopped by Ctrl-C; the same command goes on from there")
+            self._set(State.CANCELLED, "stopped by Ctrl-C; the same command resumes it")
             return EXIT_CANCELLED
-        self._set(State.PREEMPTED, f"stopped by a signal; `python -m launch watch {name}` goes on")
+        self._set(
+            State.PREEMPTED, f"stopped by a signal; `python -m launch watch {name}` resumes it"
+        )
         return EXIT_PREEMPTED
 
     def _cancel(self) -> None:
         self._job.delete()
-        self._set(State.CANCELLED, "as asked")
+        self._set(State.CANCELLED, "on request")
 
     def _end(self, state: State, message: str, code: int | None) -> None:
-        self._job.delete()  # or it is paid for, and holds quota, for ever
+        self._job.delete()  # or it costs money and holds quota forever
         self._set(state, message, code)
 
     def _set(self, state: State, message: str, code: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The run's folder, where the back end's processes and the launcher see the same storage."""
+"""The run's folder, for back ends that share storage with the launcher."""
 
 from pathlib import Path
 
@@ -6,12 +6,12 @@ from launch.spec import JobSpec
 
 
 def name(spec: JobSpec) -> str:
-    """As the trainer is given it: from the code's folder on, where it is relative."""
+    """Returns the folder as the trainer gets it, absolute or relative to the code's folder."""
     return spec.workdir or f"runs/{spec.name}"
 
 
 def checkpoint_mark(spec: JobSpec) -> str:
-    """Changes with every new checkpoint; "" where there is none."""
+    """Returns a text that changes with every checkpoint, or "" if there is none."""
     try:
         return Path(spec.folder, name(spec), "checkpoints", "checkpoint").read_text(
             errors="replace"

@@ -70,6 +70,14 @@ def test_two_writers_at_once(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_unique_write_leaves_another_one_in_progress_alone(tmp_path):
+    path = tmp_path / "file"
+    with replacing(path) as other:
+        other.write_text("half")
+        write_atomically(path, "whole", unique=True)
+        assert (path.read_text(), other.read_text()) == ("whole", "half")
+
+
 def test_permissions(tmp_path):
     before = os.umask(0o027)
     try:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 # below; rooms on one floor do not import each other. `verbs`: what can be typed.
 FLOORS = (
     {"errors", "files", "registry"},
-    {"config"},
+    {"config", "user_module"},
     {"failures"},
     {"data", "models"},
     {"step"},
@@ -25,7 +25,7 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 VERBS = {"main", "inspect", "prepare", "export", "preflight"}
 # Rooms and files that a command can use before it imports TensorFlow.
 WITHOUT_TENSORFLOW = (
-    *("errors", "files", "registry", "config", "cli", "models.weights.tensor_file"),
+    *("errors", "files", "registry", "config", "user_module", "cli", "models.weights.tensor_file"),
     *("devices.choice", "devices.cluster", "devices.tpu", "run.folder", "run.stopwatch"),
 )
 

@@ -112,7 +112,7 @@ def test_an_installed_trainer_finds_its_recipes_from_any_folder(wheel, tmp_path)
     elsewhere.mkdir()
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(installed)
-    program = "from trainer.config import recipes; print(recipes.find('configs/digits_resnet20.py'))"
+    program = "from trainer.config import recipes as r; print(r.find('configs/digits_resnet20.py'))"
     shown = subprocess.run(
         [sys.executable, "-c", program],
         cwd=elsewhere,

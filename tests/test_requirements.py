@@ -7,7 +7,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from launch import tpu_spec
+from launch.tpu import request
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,7 +32,7 @@ def test_a_tpu_has_what_other_machines_have():
     assert {name for name in OTHERS if TPU[name] != ORDINARY[name]} == OTHERS
     # PyYAML is for manifests, which are made elsewhere; plain TensorFlow would come over the other.
     assert pins("requirements.txt").keys() - TPU.keys() == {"tensorflow", "pyyaml"}
-    assert TPU["tensorflow-tpu"] == tpu_spec._TENSORFLOW
+    assert TPU["tensorflow-tpu"] == request._TENSORFLOW
 
 
 def test_the_tests_on_it_have_the_same_tools():
@@ -42,7 +42,7 @@ def test_the_tests_on_it_have_the_same_tools():
 
 
 def test_it_is_installed_without_dependencies():
-    for file in ("BUILD.md", "Makefile", "requirements-tpu.txt"):
+    for file in ("docs/tpu.md", "Makefile", "requirements-tpu.txt"):
         lines = [line for line in (ROOT / file).read_text().splitlines() if "install " in line]
         assert all("--no-deps" in line for line in lines if "-r requirements-tpu.txt" in line)
         assert any("--no-deps" in line for line in lines)

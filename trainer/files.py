@@ -38,17 +38,20 @@ def replacing(path: Path, *, unique: bool = False) -> Iterator[Path]:
     _flush(path.parent)
 
 
-def write_atomically(path: Path, text: str, *, errors: str = "strict", mode: int = _MODE) -> None:
+def write_atomically(
+    path: Path, text: str, *, errors: str = "strict", mode: int = _MODE, unique: bool = False
+) -> None:
     """Writes a text file in UTF-8, whole or not at all.
 
     Args:
         errors: as of `open`: how to write what is not valid text, such as some file names.
         mode: the file's permissions, before the umask.
+        unique: as of `replacing`, for files that several processes may write at once.
 
     Raises:
         OSError: if it cannot be written; the old file, if any, is as it was.
     """
-    with replacing(path) as temporary:
+    with replacing(path, unique=unique) as temporary:
         temporary.unlink(missing_ok=True)  # the mode counts only for a file that is created
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with os.fdopen(descriptor, "w", encoding="utf-8", errors=errors) as file:

@@ -15,7 +15,6 @@ from trainer.data import digits, tfds_source
 from trainer.data.pipeline import train_dataset
 from trainer.data.source import open_source
 from trainer.errors import UserError
-from trainer.registry import SOURCES
 
 # --- pipeline ---------------------------------------------------------------------------------
 
@@ -122,43 +121,6 @@ def test_reading_from_disk_is_reading_from_memory(data_dir, digits_config, digit
     for a, b in zip(_steps(config, from_disk, 21, 24), _steps(config, digits, 21, 24), strict=True):
         np.testing.assert_array_equal(a[0], b[0])
         np.testing.assert_array_equal(a[1], b[1])
-
-
-class _Squares:
-    """A second source in one file: squares of two sizes."""
-
-    class_names = ("small", "large")
-    image_shape = (8, 8, 1)
-    channels = 1
-    in_graph = True
-
-    def __len__(self):
-        return 10
-
-    def describe(self, index):
-        return f"square {index}"
-
-    def fetch(self, indices):
-        large = indices % 2 == 1
-        size = tf.where(large, 6, 2)[:, None]
-        on = tf.cast(tf.range(8)[None] < size, tf.uint8) * 255
-        return (on[:, :, None] * (on[:, None] // 255))[..., None], tf.cast(large, tf.int32)
-
-
-def test_a_second_source_is_one_file_and_one_line(digits_config, monkeypatch):
-    import sys
-
-    module = type(sys)("squares")
-    module.open_source = lambda config, split, data_dir: _Squares()
-    monkeypatch.setitem(sys.modules, "squares", module)
-    monkeypatch.setitem(SOURCES, "squares", "squares")
-    config = with_data(
-        digits_config, name="squares", crop="none", pad=0, global_batch_size=5, image_size=8
-    )
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=2))
-    source = open_source(config, "train", "")
-    for images, labels in _steps(config, source, 0, 4):
-        np.testing.assert_array_equal((images > 0).sum((1, 2, 3)), np.where(labels, 36, 4))
 
 
 def test_what_is_wrong_with_the_data_is_said(data_dir, digits_config, tmp_path):

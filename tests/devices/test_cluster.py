@@ -157,7 +157,7 @@ def test_another_list_of_workers_is_refused_by_all():
     other = Cluster((*clusters[0].addresses, "localhost:2"), 1)
     verdicts = meet([clusters[0], other], [{}, {}], again=False)
     assert verdicts[0] == verdicts[1]
-    assert "worker 1 has another list of workers than worker 0" in verdicts[0]
+    assert "worker 1 has a list of workers other than worker 0" in verdicts[0]
 
 
 def test_a_port_that_is_taken_is_named():

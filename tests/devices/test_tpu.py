@@ -1,8 +1,8 @@
 """What `--strategy=tpu` does before and while TensorFlow meets a TPU. There is none here.
 
 Packages, chips, hosts and Google's servers are stand-ins: folders that pip could have written, a
-file in place of a chip, sockets of this machine, and the servers of fake_tpu_api. Where something
-is trained, MirroredStrategy on logical CPU devices stands in for TPUStrategy.
+file in place of a chip, sockets of this machine, and the servers of tests/launch/tpu/fake_api.py.
+Where something is trained, MirroredStrategy on logical CPU devices stands in for TPUStrategy.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import pytest
 import tensorflow as tf
 
 from tests.conftest import strategy_of, with_model, with_optimizer
-from tests.fake_tpu_api import FakeCloud
+from tests.launch.tpu.fake_api import FakeCloud
 from tests.test_main import only_line, run_main
 from trainer.devices import strategy as strategy_lib
 from trainer.devices import tpu
@@ -45,7 +45,7 @@ def test_the_name_is_the_flag_or_the_environment():
     assert tpu.name_of("", {}) == ""
     assert tpu.name_of("a", {}) == tpu.name_of("", {"TPU_NAME": "a"}) == "a"
     assert tpu.name_of("a", {"TPU_NAME": "a"}) == "a"
-    with pytest.raises(UserError, match=r"--tpu=local: TPU_NAME names another one, a; unset it"):
+    with pytest.raises(UserError, match=r"--tpu=local: TPU_NAME names another TPU, a; unset it"):
         tpu.name_of("local", {"TPU_NAME": "a"})
 
 
@@ -91,7 +91,7 @@ def test_a_contradiction_is_refused(name, variable, value):
 
 
 def test_a_library_that_is_not_there():
-    with pytest.raises(UserError, match=rf"^{LIBTPU}=/nowhere/libtpu.so: is no file; unset it"):
+    with pytest.raises(UserError, match=rf"^{LIBTPU}=/nowhere/libtpu.so: is not a file; unset it"):
         tpu.environment("local", {LIBTPU: "/nowhere/libtpu.so"})
 
 
@@ -147,11 +147,11 @@ def prepare_local(folder: Path, **environ: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("installed", "parts"),
     [
-        ({"tensorflow": ""}, ["tensorflow 2.21.0 is installed", "only tensorflow-tpu knows TPUs"]),
+        ({"tensorflow": ""}, ["tensorflow 2.21.0 is installed", "only tensorflow-tpu supports TPUs"]),
         ({"libtpu": ""}, ["libtpu", "is not installed"]),
         ({"libtpu": "0.0.32"}, ["libtpu 0.0.32", "TensorFlow 2.20.0", "from 0.0.32 on"]),
         ({"libtpu": "0.0.100"}, ["libtpu 0.0.100", "TensorFlow 2.20.0"]),
-        ({"written_over": True}, ["lies over tensorflow-tpu 2.20.0", "anew"]),
+        ({"written_over": True}, ["overwrote tensorflow-tpu 2.20.0", "create the environment again"]),
     ],
     ids=["plain TensorFlow", "no libtpu", "libtpu too new", "much too new", "written over"],
 )
@@ -327,7 +327,7 @@ def test_another_version_of_tensorflow_there(google, packages, host, runtime, re
     with pytest.raises(UserError) as error:
         tpu.prepare("a", {})
     text = message(error)
-    assert f"({runtime}), and this is 2.20.0, which must be the same" in text
+    assert f"({runtime}), this machine 2.20.0; create" in text
 
 
 def test_a_host_that_does_not_answer_is_named(host, monkeypatch):
@@ -342,7 +342,7 @@ def test_a_host_that_does_not_answer_is_named(host, monkeypatch):
 
 @pytest.mark.parametrize("address", ["grpc://a:b", "grpc://127.0.0.1:"])
 def test_an_address_that_is_none(address):
-    with pytest.raises(UserError, match=r"is no HOST:PORT"):
+    with pytest.raises(UserError, match=r"is not HOST:PORT"):
         tpu.prepare(address, {})
 
 
@@ -358,7 +358,7 @@ def test_on_this_machine_it_is_refused_in_a_line(tmp_path, monkeypatch):
     is no TPU."""
     monkeypatch.delenv("TPU_LOAD_LIBRARY", raising=False)  # of make test-tf220
     result = run_main("--strategy=tpu", "--tpu=local", f"--workdir={tmp_path / 'run'}")
-    plain = f"--tpu=local: tensorflow {tf.__version__} is installed, and only tensorflow-tpu"
+    plain = f"--tpu=local: tensorflow {tf.__version__} is installed, but only tensorflow-tpu"
     assert only_line(result).startswith((plain, "--tpu=local: this machine has no TPU"))
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
 
@@ -429,13 +429,13 @@ def test_no_tpu_is_initialised_where_tensorflow_sees_none():
                 "'__inference__tpu_init_fn_4' is neither a type of a primitive operation nor a "
                 "name of a function registered in binary running on n-3ea5ef93-w-0.",
             ),
-            [f"another TensorFlow than this {tf.__version__}, which must be the same"],
+            [f"a TensorFlow other than this machine's {tf.__version__}; the versions must be equal"],
         ),
         (
             tf.errors.InvalidArgumentError(
                 None, None, "NodeDef expected inputs 'string' do not match 0 inputs specified"
             ),
-            ["another TensorFlow"],
+            ["a TensorFlow other than"],
         ),
         (RuntimeError("TPU cores on each host is not same."), ["RuntimeError: TPU cores"]),
     ],

@@ -32,7 +32,7 @@ class Line(NamedTuple):
 
 
 def table() -> dict[str, Line]:
-    text = (_ROOT / "docs" / "models.md").read_text()
+    text = (_ROOT / "docs" / "models.md").read_text().partition("## Published counts")[2]
     rows = [re.split(r"\s*\|\s*", row.strip("| ")) for row in text.splitlines() if "| `" in row]
     return {row[0].strip("`"): Line(*row) for row in rows}
 

@@ -85,6 +85,23 @@ def test_workers_that_would_not_compute_the_same_are_refused(data_dir, tmp_path)
 
 
 @pytest.mark.slow
+def test_workers_whose_data_have_other_classes_are_refused(tmp_path):
+    """As many examples, and as many classes as the data of each have."""
+    commands = []
+    for classes in (2, 3):
+        folder = tmp_path / str(classes)
+        folder.mkdir()
+        images, labels = np.zeros((66, 8, 8), np.uint8), np.arange(66) % classes
+        arrays = {"x_train": images, "y_train": labels, "x_test": images, "y_test": labels}
+        np.savez(folder / "images.npz", **arrays)
+        flags = ("--set=data.name=arrays", "--set=data.path=images.npz")
+        flags += ("--set=model.num_classes=none",)
+        commands.append(_command(tmp_path / "run", str(folder), "multi_worker", *flags))
+    for classes, output in zip((2, 3), finish(start_workers(commands), 2), strict=True):
+        assert f"66 examples of {classes} classes to train on and 66 to evaluate" in output
+
+
+@pytest.mark.slow
 def test_workers_go_back_together(data_dir, tmp_path):
     """float32 at a learning rate that no step survives: gives up after going back twice."""
     flags = ("--set=optimizer.learning_rate=1e30", "--set=optimizer.warmup_epochs=0")

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.config import Config
-from trainer.data.source import local_folder
+from trainer.data.source import local_folder, numbered_classes
 from trainer.errors import UserError
 
 # What numpy raises for what is no such file, or a damaged one.
@@ -45,7 +45,7 @@ def open_source(config: Config, split: str, data_dir: str) -> "ArraySource":
             f"data.path={config.data.path}: {path} cannot be read as .npz "
             f"({type(error).__name__}: {error}); write it with numpy.savez"
         ) from None
-    return ArraySource(str(path), images, labels, split, config.model.num_classes)
+    return ArraySource(str(path), images, labels, split, config)
 
 
 class ArraySource:
@@ -55,7 +55,7 @@ class ArraySource:
     in_graph = True
 
     def __init__(
-        self, path: str, images: np.ndarray, labels: np.ndarray, split: str, num_classes: int
+        self, path: str, images: np.ndarray, labels: np.ndarray, split: str, config: Config
     ):
         if images.ndim == 3:
             images = images[..., None]
@@ -73,7 +73,7 @@ class ArraySource:
         self._path, self._split = path, split
         self.image_shape: tuple[int, int, int] | None = images.shape[1:]
         self.channels = images.shape[-1]
-        self.class_names = tuple(map(str, range(num_classes)))
+        self.class_names = _classes(config, labels, f"{path}: y_{split}")
         with tf.device("CPU"):
             self._images = tf.constant(images)
             self._labels = tf.constant(np.clip(labels, -1, 2**31 - 1).astype(np.int32))
@@ -86,3 +86,15 @@ class ArraySource:
 
     def fetch(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return tf.gather(self._images, indices), tf.gather(self._labels, indices)
+
+
+def _classes(config: Config, labels: np.ndarray, where: str) -> tuple[str, ...]:
+    """Returns numbers as class names: as many as the config has, or, if that is none, the labels.
+
+    A label that is missing or negative is more likely a mistake than a class.
+    """
+    if config.model.num_classes is None:
+        found = np.unique(labels)
+        if np.array_equal(found, np.arange(len(found))):
+            return tuple(map(str, found))
+    return numbered_classes(config, f"the labels of {where} are not 0, 1, 2, … without a gap")

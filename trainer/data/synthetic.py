@@ -4,6 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.config import Config
+from trainer.data.source import numbered_classes
 
 _IMAGES = 64
 _EXAMPLES = {"train": 1_281_167}  # as many as ImageNet has; of any other split, 50,000
@@ -20,15 +21,17 @@ class SyntheticSource:
     in_graph = True
 
     def __init__(self, config: Config, num_examples: int):
-        data, classes = config.data, config.model.num_classes
+        data = config.data
         random = np.random.default_rng(config.seed)
         self.image_shape = (data.image_size, data.image_size, data.channels)
         self.channels = data.channels
-        self.class_names = tuple(map(str, range(classes)))
+        self.class_names = numbered_classes(config, "synthetic images have no classes")
         self._images = tf.constant(
             random.integers(0, 256, (_IMAGES, *self.image_shape), dtype=np.uint8)
         )
-        self._labels = tf.constant(random.integers(0, classes, _IMAGES, dtype=np.int32))
+        self._labels = tf.constant(
+            random.integers(0, len(self.class_names), _IMAGES, dtype=np.int32)
+        )
         self._num_examples = num_examples
 
     def __len__(self) -> int:

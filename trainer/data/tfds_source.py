@@ -27,9 +27,9 @@ def open_source(config: Config, split: str, data_dir: str):
     Raises:
         UserError: for an unknown name or split, or a data set that is not prepared.
     """
-    name = config.data.path if config.data.name == "tfds" else config.data.name
+    name = _tfds_name(config)
     data_dir = os.path.expanduser(data_dir)
-    builder = _digits(data_dir) if name == "digits" else _prepared(str(name), data_dir)
+    builder = _digits(data_dir) if name == "digits" else _prepared(name, data_dir)
     try:
         num_examples = builder.info.splits[split].num_examples
     except (KeyError, ValueError) as error:
@@ -62,6 +62,24 @@ def open_source(config: Config, split: str, data_dir: str):
         f"trainer does not read; prepare it with: tfds build {builder.name} "
         f"--file_format=array_record"
     )
+
+
+def channels(config: Config) -> int:
+    """Returns the channels by TFDS's description of the data set, which needs no data.
+
+    They are `data.channels` for data sets that TFDS knows only where they are prepared.
+    """
+    if config.data.name == "digits":
+        return 1
+    try:
+        builder = tfds.builder(_tfds_name(config))
+        return int(builder.info.features["image"].shape[-1])
+    except Exception:  # TFDS has an error for each of many causes
+        return config.data.channels
+
+
+def _tfds_name(config: Config) -> str:
+    return str(config.data.path if config.data.name == "tfds" else config.data.name)
 
 
 def _digits(data_dir: str) -> tfds.core.DatasetBuilder:

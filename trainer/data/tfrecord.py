@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from trainer.config import Config
 from trainer.data.record_index import INDEX, Shard, index_shards
-from trainer.data.source import local_folder, read_each
+from trainer.data.source import local_folder, numbered_classes, read_each
 from trainer.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -49,7 +49,7 @@ def open_source(config: Config, split: str, data_dir: str) -> "RecordSource":
         raise UserError(f"{folder}: split {split!r} has no records")
     return RecordSource(
         Records(shards),
-        class_names or tuple(map(str, range(config.model.num_classes))),
+        class_names or numbered_classes(config, f"{folder} has no {MANIFEST} with class names"),
         config.data.channels,
         config.data.image_field,
         config.data.label_field,

@@ -1,8 +1,8 @@
-"""The workers of a group: who they are (`TF_CONFIG`), and that all are there. No TensorFlow.
+"""The workers of a group (`TF_CONFIG`), and their meeting before the training. No TensorFlow.
 
-TensorFlow waits without a word, for an hour by default, where a worker is missing, and for ever
-where two workers compute different things. So they meet here first (`rendezvous`): each tells the
-first one what it is about to do, and either all go on or all end, with the same reason.
+If a worker is missing, TensorFlow waits silently, for an hour by default; if two workers compute
+different things, it waits forever. So they meet here first (`rendezvous`): each tells rank 0 what
+it is about to do, and either all continue or all end with the same reason.
 """
 
 import contextlib
@@ -19,24 +19,24 @@ from trainer.errors import GroupError, UserError
 
 CLUSTER_TIMEOUT_S = 60.0
 _RETRY_S = 0.2  # between two tries to reach a worker that does not listen yet
-_HELLO_S = 2.0  # for a message that is sent at once: longer, and it is a stranger
-_VERDICT_S = 30.0  # what rank 0 may take after its time is up, to try and tell all
+_HELLO_S = 2.0  # for a message that a worker sends at once; a stranger may not
+_VERDICT_S = 30.0  # for rank 0, after its time is up, to reach and inform all
 _MAX_MESSAGE = 2**20
 
 
 class Cluster(NamedTuple):
-    """The group as this process sees it. Rank 0 is the chief: it writes."""
+    """The group as this process sees it. Rank 0 is the chief, which writes."""
 
     addresses: tuple[str, ...]  # "host:port", by rank
     rank: int
 
 
 def tf_config_cluster() -> Cluster | None:
-    """The group that `TF_CONFIG` describes; None where it describes none.
+    """Returns the group that `TF_CONFIG` describes, or None if it describes none.
 
     Raises:
-        UserError: where it is not JSON of the form that TensorFlow reads, or names what is no
-            worker (`ps`, `evaluator`).
+        UserError: if it is not JSON of the form that TensorFlow reads, or names processes other
+            than workers (`ps`, `evaluator`).
     """
     text = os.environ.get("TF_CONFIG", "")
     try:
@@ -64,21 +64,20 @@ def tf_config_cluster() -> Cluster | None:
 def rendezvous(
     cluster: Cluster, offer: dict[str, Any], timeout_s: float = CLUSTER_TIMEOUT_S
 ) -> None:
-    """Returns when all workers of the group are there, reachable, and about to compute the same.
+    """Returns when all workers are present, reachable, and about to compute the same.
 
-    Rank 0 listens at its address. The others bind theirs, connect to rank 0 and say who they are
-    and what they offer. When all have come, or its time is up, rank 0 compares the offers with its
-    own, connects back to each address, asks each whether it is still there, and tells all the same
-    verdict. All sockets are closed on return, so that TensorFlow can bind the ports.
+    Rank 0 listens at its address. The others bind theirs, connect to rank 0, and send their rank
+    and their offer. When all have come, or its time is up, rank 0 compares the offers with its own,
+    connects back to each address, asks each worker whether it is still there, and sends all of them
+    the same verdict. All sockets are closed on return, so that TensorFlow can bind the ports.
 
     Args:
-        offer: `config.to_dict` and whatever else must be equal, as JSON values.
+        offer: `config.to_dict` and all else that must be equal, as JSON values.
         timeout_s: how long rank 0 waits for the others, and they for it to listen, in seconds.
 
     Raises:
-        GroupError: where a port is taken, a worker is missing after `timeout_s`, or cannot be
-            reached.
-        UserError: where one offers something else.
+        GroupError: if a port is taken, or a worker is missing after `timeout_s` or unreachable.
+        UserError: if a worker offers something else.
     """
     address = cluster.addresses[cluster.rank]
     port = _split(address)[1]
@@ -89,7 +88,8 @@ def rendezvous(
     except OSError as error:
         raise GroupError(
             f"TF_CONFIG: worker {cluster.rank} cannot listen at {address} "
-            f"({os.strerror(error.errno or 0)}); stop what uses that port, or name another one"
+            f"({os.strerror(error.errno or 0)}); stop the process that uses that port, or choose "
+            f"another port"
         ) from None
     with listener:
         if cluster.rank == 0:
@@ -103,34 +103,35 @@ def rendezvous(
 def _gather(
     cluster: Cluster, offer: dict[str, Any], listener: socket.socket, timeout_s: float
 ) -> UserError | None:
-    """Rank 0: waits for all, tells all. Returns what is wrong, None for nothing."""
+    """Rank 0's part: waits for all and informs all. Returns the error, or None."""
     deadline = time.monotonic() + timeout_s
     members: dict[int, socket.socket] = {}
-    verdicts: dict[int, str] = {}  # by rank: the last word of one that came again
+    verdicts: dict[int, str] = {}  # by rank; the last one counts if a worker came again
     with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
         selector.register(listener, selectors.EVENT_READ)
         while len(members) + 1 < len(cluster.addresses) and time.monotonic() < deadline:
             for key, _ in selector.select(max(0.0, deadline - time.monotonic())):
-                if key.data is not None:  # a member has nothing to say: this one has left
-                    if members.get(key.data) is key.fileobj:  # and has not come anew just now
+                if key.data is not None:  # members send nothing, so this one has left
+                    if members.get(key.data) is key.fileobj:  # and has not reconnected just now
                         selector.unregister(key.fileobj)
                         members.pop(key.data).close()
                     continue
                 connection = stack.enter_context(listener.accept()[0])
                 message = _receive(connection, _HELLO_S)
                 if message is None or not _is_hello(cluster, message):
-                    continue  # somebody else: a port scan, a health check
+                    continue  # a stranger, such as a port scan or a health check
                 rank = message["rank"]
-                if rank in members:  # it has started anew
+                if rank in members:  # it was started again
                     selector.unregister(members[rank])
                     members[rank].close()
                 members[rank] = connection
                 selector.register(connection, selectors.EVENT_READ, rank)
                 verdicts[rank] = _compare(cluster, rank, offer, message)
-        # What differs says more than who did not come.
+        # A difference says more than an absence.
         different = next(filter(None, verdicts.values()), "")
         broken = different or _missing(cluster, {0, *members})
-        # The roll is called twice: who has left is not out of reach, and trying takes its time.
+        # The roll is called twice: a worker that has left is missing, not unreachable, and reaching
+        # out takes time.
         broken = broken or _call_roll(cluster, members)
         broken = broken or _reach(cluster, deadline)
         broken = broken or _call_roll(cluster, members)
@@ -141,9 +142,9 @@ def _gather(
 
 
 def _report(cluster: Cluster, offer: dict[str, Any], timeout_s: float) -> UserError | None:
-    """Another rank: tells rank 0, and returns its verdict."""
+    """Another rank's part: informs rank 0 and returns its verdict."""
     first = cluster.addresses[0]
-    why = "nobody answers"
+    why = "no answer"
     deadline = time.monotonic() + timeout_s
     while True:
         try:
@@ -155,19 +156,19 @@ def _report(cluster: Cluster, offer: dict[str, Any], timeout_s: float) -> UserEr
                     reply = _receive(connection, timeout_s + _VERDICT_S)
             if reply is not None and isinstance(reply.get("verdict"), str):
                 return _error(reply["verdict"], reply.get("different") is True)
-            why = "it went away without a verdict"
+            why = "it left without a verdict"
         except OSError as error:
             why = error.strerror or str(error)
         if time.monotonic() >= deadline:
             return GroupError(
                 f"TF_CONFIG: worker {cluster.rank} cannot agree with worker 0 at {first} ({why}); "
-                f"start it, or mend the address or the firewall"
+                f"start it, or fix the address or the firewall"
             )
-        time.sleep(_RETRY_S)  # a peer in another process: there is nothing to wait on
+        time.sleep(_RETRY_S)  # another process: there is nothing to wait on
 
 
 def _error(verdict: str, different: bool) -> UserError | None:
-    """Workers that would compute different things do so however often they are started."""
+    """Returns a UserError for a difference, which a restart would not cure, else a GroupError."""
     if not verdict:
         return None
     return UserError(verdict) if different else GroupError(verdict)
@@ -184,7 +185,7 @@ def _is_hello(cluster: Cluster, message: dict[str, Any]) -> bool:
 
 
 def _call_roll(cluster: Cluster, members: dict[int, socket.socket]) -> str:
-    """Names those that have left since they came."""
+    """Names the workers that have left since they came."""
     present = {0}
     for rank, connection in members.items():
         with contextlib.suppress(OSError):
@@ -202,18 +203,18 @@ def _missing(cluster: Cluster, present: set[int]) -> str:
     more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
     return (
         f"TF_CONFIG: the group of {len(cluster.addresses)} did not form: {named}{more} did not "
-        f"come; start what is missing, or name only the workers that there are"
+        f"come; start the missing ones, or name only the workers that exist"
     )
 
 
 def _compare(cluster: Cluster, rank: int, offer: dict[str, Any], message: dict[str, Any]) -> str:
     if tuple(message["of"]) != cluster.addresses:
         return (
-            f"TF_CONFIG: worker {rank} has another list of workers than worker 0 "
+            f"TF_CONFIG: worker {rank} has a list of workers other than worker 0's "
             f"({cluster.addresses[0]}); give all the same 'cluster'"
         )
     theirs = message["offer"]
-    # As JSON brings it back: tuples are lists there.
+    # As it comes back from JSON, where tuples are lists.
     ours = json.loads(json.dumps(offer))
     different = [
         f"{name} is {theirs.get(name)!r}, worker 0 has {ours.get(name)!r}"
@@ -229,9 +230,9 @@ def _compare(cluster: Cluster, rank: int, offer: dict[str, Any], message: dict[s
 
 
 def _reach(cluster: Cluster, deadline: float) -> str:
-    """Workers will send to each other: what rank 0 cannot reach, others hardly can.
+    """Names the first worker that rank 0 cannot reach: the others hardly could, either.
 
-    Tries until the deadline: the name of a machine may become known after it has started.
+    Tries until the deadline: a machine's name may become known only after its start.
     """
     for rank, address in enumerate(cluster.addresses[1:], start=1):
         while True:
@@ -244,7 +245,7 @@ def _reach(cluster: Cluster, deadline: float) -> str:
                     continue
                 return (
                     f"TF_CONFIG: worker 0 cannot reach worker {rank} at {address} "
-                    f"({error.strerror or error}), although that worker runs; mend the address or "
+                    f"({error.strerror or error}), although that worker runs; fix the address or "
                     f"the firewall"
                 )
     return ""
@@ -254,7 +255,7 @@ def _split(address: str) -> tuple[str, int]:
     host, separator, port = address.rpartition(":")
     if not separator or not host or not 0 < int(port) < 2**16:
         raise ValueError(address)
-    host.encode("idna")  # or a ValueError: what can be no name of a machine
+    host.encode("idna")  # raises ValueError if it cannot be the name of a machine
     return host.strip("[]"), int(port)
 
 
@@ -263,7 +264,7 @@ def _send(connection: socket.socket, message: dict[str, Any]) -> None:
 
 
 def _receive(connection: socket.socket, seconds: float) -> dict[str, Any] | None:
-    """One line of JSON; None where the peer says anything else, or nothing for so long."""
+    """Returns one line of JSON; None if the peer sends anything else, or nothing in time."""
     deadline = time.monotonic() + seconds
     data = b""
     with contextlib.suppress(OSError, ValueError):
@@ -279,8 +280,11 @@ def _receive(connection: socket.socket, seconds: float) -> dict[str, Any] | None
 
 
 def offer(config: config_lib.Config) -> dict[str, Any]:
-    """What workers must have in common: every field (also the length of a loop, or the interval of
-    evaluation, in whose midst they would wait for each other), and TensorFlow's version."""
+    """Returns what workers must have in common: all fields of the config, and TensorFlow's version.
+
+    Even fields that do not change results count: with other loop lengths or evaluation intervals,
+    the workers would wait for each other.
+    """
     versions = {"tensorflow": "unknown"}
     for name in ("tensorflow", "tensorflow-cpu", "tensorflow-tpu"):
         with contextlib.suppress(metadata.PackageNotFoundError):

@@ -7,6 +7,7 @@ from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 from tensorflow.compiler.xla.service import hlo_pb2
 
 from trainer.config import Config
+from trainer.data.source import channels_of
 from trainer.errors import UserError
 from trainer.step.build import build_training
 
@@ -54,7 +55,7 @@ def train_step_program(config: Config, num_replicas: int) -> bytes:
             before the step runs; it names the layer.
     """
     strategy = SliceStrategy(num_replicas)
-    channels = len(config.data.mean)
+    channels = channels_of(config)
     total_steps = max(1, round(config.num_epochs * _STEPS_PER_EPOCH))
     training = build_training(
         config, strategy, channels, _STEPS_PER_EPOCH, total_steps, compiled="tpu"

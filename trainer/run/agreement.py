@@ -31,19 +31,22 @@ def make_agreement(strategy: tf.distribute.Strategy) -> Agree:
     return lambda values: mean_over_workers(tf.constant(values, tf.float64)).numpy().tolist()
 
 
-def check_same_start(agree: Agree, step: int, num_train: int, num_eval: int) -> None:
+def check_same_start(
+    agree: Agree, step: int, num_train: int, num_eval: int, num_classes: int
+) -> None:
     """Checks that all workers start at the same step, with data of the same size.
 
     Raises:
         UserError: on all workers, if the numbers of one differ from those of the others, which
             would make them wait for each other forever.
     """
-    numbers = (step, num_train, num_eval)
+    numbers = (step, num_train, num_eval, num_classes)
     means = agree([float(number) for number in numbers])
     deviations = [(number - mean) ** 2 for number, mean in zip(numbers, means, strict=True)]
     if max(agree(deviations)) > 1e-6:
         raise UserError(
             f"the workers start from different states: this one is at step {step}, with "
-            f"{num_train} examples to train on and {num_eval} to evaluate; --workdir must be on "
-            f"storage that all workers see, and --data_dir must hold the same data for all"
+            f"{num_train} examples of {num_classes} classes to train on and {num_eval} to "
+            f"evaluate; --workdir must be on storage that all workers see, and --data_dir must "
+            f"hold the same data for all"
         )

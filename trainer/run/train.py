@@ -11,7 +11,7 @@ import tensorflow as tf
 from trainer.config import Config
 from trainer.data.bad_examples import BadExamples
 from trainer.data.pipeline import first_bad_in_evaluation, first_bad_in_training, train_input
-from trainer.data.source import open_source
+from trainer.data.source import open_source, with_num_classes
 from trainer.devices.checks import check_batch_size, check_placement
 from trainer.devices.compilation import choose_compilation
 from trainer.devices.strategy import checkpoint_device
@@ -68,10 +68,14 @@ def train_and_evaluate(
     check_batch_size(config, num_replicas)
     compilation = choose_compilation(config, strategy)
     train_source = open_source(config, config.data.train_split, data_dir)
+    as_given, config = config, with_num_classes(config, train_source)
     eval_source = open_source(config, config.data.eval_split, data_dir)
     check_placement(strategy, config, train_source.in_graph and eval_source.in_graph)
     length = run_length(config, len(train_source))
     steps_per_epoch, total_steps = length.steps_per_epoch, length.total_steps
+    agree = make_agreement(strategy)
+    sizes = len(train_source), len(eval_source), len(train_source.class_names)
+    check_same_start(agree, 0, *sizes)  # before one worker alone refuses its data
     stopwatch.lap("data")
 
     # 3. State and loops, and the state's values: new, or where the last process left them.
@@ -83,7 +87,7 @@ def train_and_evaluate(
         total_steps,
         compilation.compiled,
     )
-    metadata = run_metadata(config, train_source)
+    metadata = run_metadata(as_given, train_source)
     checkpoints = Checkpoints(
         folder.checkpoints,
         state,
@@ -92,18 +96,15 @@ def train_and_evaluate(
         folder.is_chief,
         checkpoint_device(strategy),
     )
-    agree = make_agreement(strategy)
-    num_train, num_eval = len(train_source), len(eval_source)
-    check_same_start(agree, 0, num_train, num_eval)  # before one worker alone refuses its data
     restored = checkpoints.restore()
     step = restored or 0
-    check_same_start(agree, step, num_train, num_eval)
+    check_same_start(agree, step, *sizes)
     loaded = load_initial_weights(config, state, agree, is_new=restored is None)
     if folder.is_chief:
         folder.write_config(metadata)
 
     with RunLog(folder, step, length) as log:
-        log.say(describe(config, strategy, state, num_train, num_eval))
+        log.say(describe(config, strategy, state, *sizes[:2]))
         log.say(compilation.reason)
         log.say(f"logs and checkpoints: {folder.path}")
         log.say(f"from step {step} of {total_steps}" if step else f"{total_steps} steps{loaded}")
@@ -156,7 +157,7 @@ def train_and_evaluate(
             if found is not None:
                 log.event("divergence", found.step, found._asdict())
                 step = divergence.stop_or_roll_back(config, state, checkpoints, found)
-                check_same_start(agree, step, num_train, num_eval)
+                check_same_start(agree, step, *sizes)
                 log.rewind(step)
                 log.say(f"diverged: {found}; continuing from step {step}, without that batch")
                 iterator = input_from(step)

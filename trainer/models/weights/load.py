@@ -58,6 +58,11 @@ def read_checkpoint(path: Path, average: bool | None = None) -> SavedModel:
         config = config_lib.from_dict(values)
     except UserError as error:
         raise UserError(f"{checkpoint}: its config is not of this version: {error}") from None
+    if config.model.num_classes is None:  # as many as its data had
+        classes = len(metadata["class_names"])
+        config = dataclasses.replace(
+            config, model=dataclasses.replace(config.model, num_classes=classes)
+        )
     has_average = any(name.startswith("state/ema_model/") for name in names)
     if average and not has_average:
         raise UserError(f"{checkpoint}: has no moving average of the weights: ema_decay was none")

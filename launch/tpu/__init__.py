@@ -1,0 +1,1 @@
+"""Cloud TPU: Google's APIs, the request for a TPU, and the script that its VM runs."""
