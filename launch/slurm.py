@@ -188,8 +188,9 @@ def after_exit(record: Record, code: int, job: str, start: int) -> int:
     if asks is Outcome.DONE:
         return _write_result(record, State.SUCCEEDED, "", EXIT_DONE)
     # Slurm itself is ending the job: after a preemption it requeues the job; after `scancel` nobody
-    # may.
-    if record.is_cancelled or "JobState=RUNNING" not in _slurm("scontrol", "show", "job", job):
+    # may. SIGNALING: the signal before the time limit is still on its way to other nodes.
+    shown = _slurm("scontrol", "show", "job", job)
+    if record.is_cancelled or not re.search(r"\bJobState=(RUNNING|SIGNALING)\b", shown):
         print(f"launch {record.spec.name}: {message}, because Slurm ended the job", flush=True)
         return code
     if asks is not Outcome.FAIL:
@@ -335,6 +336,7 @@ _STATES = {
     "SPECIAL_EXIT": State.QUEUED,
     "CONFIGURING": State.PROVISIONING,
     "RUNNING": State.RUNNING,
+    "SIGNALING": State.RUNNING,
     "COMPLETING": State.RUNNING,
     "STAGE_OUT": State.RUNNING,
     "SUSPENDED": State.PREEMPTED,

@@ -208,6 +208,16 @@ def test_whatever_sbatch_says_the_job_is_found(group, tmp_path, monkeypatch, tex
 
 
 @needs_slurm
+def test_a_signal_on_its_way_is_no_end(group, tmp_path, monkeypatch):
+    """Slurm then shows a running job as SIGNALING, for longer on a busy machine."""
+    text = 'REAL "$@" | sed s/JobState=RUNNING/JobState=SIGNALING/'
+    stand_in(tmp_path, monkeypatch, "scontrol", text)
+    assert group.submit({"0-0": ["exit 42"]}, nodes=1) == 0
+    assert cli.main(["watch", "a"]) == 0
+    assert len(group.seen) == 2
+
+
+@needs_slurm
 def test_a_name_used_again_is_another_job(group):
     assert group.submit({"0": ["exit 2"]}, nodes=1) == 0
     assert cli.main(["watch", "a"]) == 2
