@@ -10,6 +10,16 @@ from absl import flags
 from PIL import Image
 
 from tests.conftest import encode
+from tests.small_models import (
+    CONVNET,
+    TINY_BOTTLENECK,
+    TINY_MOBILENETV3,
+    TINY_RESNET,
+    TINY_RESNEXT,
+    TINY_RS,
+    TINY_VGG,
+    TINY_WRN,
+)
 from trainer import config as config_lib
 from trainer import inspect
 from trainer.config import Config
@@ -28,27 +38,6 @@ def build(name: str, size: int, *settings: str):
 
 
 # --- shapes, counts, fields -------------------------------------------------------------------
-
-SMALL = ["tiny_resnet", "tiny_rs", "tiny_resnext", "tiny_wrn", "tiny_vgg", "tiny_mobilenetv3"]
-
-
-@pytest.mark.parametrize("name", SMALL)
-def test_shapes_are_those_of_a_call(name):
-    _, model = build(name, 32)
-    direct = {layer.name for layer in model.layers}
-    shapes = {}
-
-    def watch(layer, output):
-        if layer.name in direct:
-            shapes[layer.name] = tuple(output.shape[1:])
-
-    with watching(watch):
-        model(tf.zeros([5, 32, 32, 3]), training=False)
-    rows = anatomy(model, 32, channels=3)
-    assert {row.name: row.output for row in rows}.items() <= shapes.items()
-    assert sum(row.parameters for row in rows) == model.count_params() - sum(
-        int(np.prod(v.shape)) for v in model.non_trainable_variables
-    )
 
 
 def field_by_trial(model, name: str, size: int) -> int:
@@ -73,7 +62,12 @@ def field_by_trial(model, name: str, size: int) -> int:
 
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("tiny_resnet", 128), ("tiny_bottleneck", 96), ("tiny_resnext", 96), ("tiny_wrn", 64)],
+    [
+        (TINY_RESNET, 128),
+        (TINY_BOTTLENECK, 96),
+        (TINY_RESNEXT, 96),
+        (TINY_WRN, 64),
+    ],
 )
 def test_receptive_fields_are_what_the_output_depends_on(name, size):
     config, _ = build(name, size)
@@ -85,7 +79,7 @@ def test_receptive_fields_are_what_the_output_depends_on(name, size):
 
 
 def test_a_gate_by_the_means_of_the_image_is_left_out_of_the_field_and_the_head_sees_all():
-    _, gated = build("tiny_rs", 64)
+    _, gated = build(TINY_RS, 64)
     fields = {row.name: row.receptive_field for row in anatomy(gated, 64, channels=3)}
     assert fields["head_pool"] is None
     assert fields["head"] is None
@@ -93,8 +87,8 @@ def test_a_gate_by_the_means_of_the_image_is_left_out_of_the_field_and_the_head_
 
 
 def test_what_does_nothing_has_no_row():
-    _, without = build("tiny_resnet", 32)
-    _, dropping = build("tiny_resnet", 32, "model.dropout=0.5")
+    _, without = build(TINY_RESNET, 32)
+    _, dropping = build(TINY_RESNET, 32, "model.dropout=0.5")
     names = [{row.name for row in anatomy(model, 32, 3)} for model in (without, dropping)]
     assert names[1] - names[0] == {"head_dropout"}
 
@@ -106,9 +100,9 @@ def test_what_does_nothing_has_no_row():
 def test_activations_are_what_the_gradient_reads(precision, bytes_each):
     """`convnet` by hand: the normalised image, of 3 channels, and two ReLUs' outputs, of 16 and 32;
     the means and the logits are small."""
-    config, model = build("convnet", 32, f"precision={precision}")
+    config, model = build(CONVNET, 32, f"precision={precision}")
     kept = memory.kept_by_layer(memory.training_graph(config, model, 3))
-    convolutions = kept["conv1"] + kept["conv2"]
+    convolutions = kept["stage1_conv"] + kept["stage2_conv"]
     outputs = bytes_each * (32 * 32 * 16 + 16 * 16 * 32)
     images = bytes_each * 32 * 32 * 3
     assert outputs <= convolutions <= outputs + images
@@ -153,7 +147,7 @@ def test_the_largest_batch_fits_at_every_point_of_the_way():
     assert estimate.batch_that_fits(90) == 0
 
 
-@pytest.mark.parametrize("name", ["resnet18", "tiny_vgg", "tiny_mobilenetv3"])
+@pytest.mark.parametrize("name", ["resnet18", TINY_VGG, TINY_MOBILENETV3])
 def test_an_image_takes_at_least_what_is_kept_of_it(name):
     config, model = build(name, 32)
     graph = memory.training_graph(config, model, 3)
@@ -166,7 +160,7 @@ def test_an_image_takes_at_least_what_is_kept_of_it(name):
 
 
 def test_activations_of_an_image_are_the_stages_outputs():
-    _, model = build("tiny_resnet", 32)
+    _, model = build(TINY_RESNET, 32)
     image = tf.random.stateless_normal([32, 32, 3], [1, 2])
     found = {one.stage: one for one in activations(model, image)}
     assert list(found) == ["stem", "stage1", "stage2", "head"]
@@ -255,9 +249,18 @@ def test_two_models_side_by_side(run):
         line = next(line for line in lines if line.startswith(f"| {title} "))
         assert f"| {parameters} |" in line
     both = json.loads(
-        run("--diff", "tiny_resnet", "tiny_vgg", "--image_size=32", "--format=json")[0]
+        run(
+            "--diff",
+            TINY_RESNET,
+            TINY_VGG,
+            "--image_size=32",
+            "--format=json",
+        )[0]
     )
-    assert [model["model"] for model in both["models"]] == ["tiny_resnet", "tiny_vgg"]
+    assert [model["model"] for model in both["models"]] == [
+        TINY_RESNET,
+        TINY_VGG,
+    ]
     for model in both["models"]:
         assert model["training_memory_estimate"]["float32"]["batch_that_fits"] > 0
 

@@ -4,21 +4,15 @@ import copy
 import os
 import re
 import shlex
-import sys
-import types
 from pathlib import Path
 
 import pytest
 from absl import flags
 
 from launch import cli
-from tests.conftest import strategy_of
-from tests.step_runs import Run
 from trainer import config as config_lib
 from trainer import inspect, main
 from trainer.errors import UserError
-from trainer.insight.anatomy import anatomy
-from trainer.models.weights.load import torch_tensors
 from trainer.preflight import __main__ as preflight
 from trainer.preflight.slices import parse_slice
 from trainer.registry import MODELS
@@ -137,26 +131,3 @@ def test_the_example_error_is_the_real_one():
     with pytest.raises(UserError) as caught:
         config_lib.override(config_lib.Config(), ["optimizer.learning_rte=0.1"])
     assert f"error: {caught.value}\n" in (_ROOT / "README.md").read_text()
-
-
-def test_the_example_of_a_model_trains_and_is_looked_into(digits_config, digits, monkeypatch):
-    """The text of the README as the file it says it is, and its line."""
-    text = (_ROOT / "README.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    ((name, path),) = re.findall(r'`"(tinynet)": "([a-z.]+)",`', text)
-    assert len([line for line in code.splitlines() if line.strip()]) <= 20
-    assert code.startswith(f'"""{path.replace(".", "/")}.py"""')
-    module = types.ModuleType(path)
-    exec(code, module.__dict__)
-    monkeypatch.setitem(sys.modules, path, module)
-    monkeypatch.setitem(MODELS, name, path)
-    settings = ["model.name=tinynet", "model.freeze=stage1", "optimizer.warmup_epochs=0"]
-    config = config_lib.override(digits_config, settings)
-    run = Run(config, digits, strategy_of(2))
-    frozen = run.state.model.block1.conv.kernel.numpy()
-    loss = run.train(30).loss
-    assert loss[-5:].mean() < 0.9 * loss[:5].mean()
-    assert (run.state.model.block1.conv.kernel.numpy() == frozen).all()
-    rows = anatomy(run.state.model, config.data.image_size, channels=1)
-    assert [row.stage for row in rows] == ["stage1", "stage2", "head", "head"]
-    assert "stage1_block.conv.weight" in torch_tensors(config, run.state.model)

@@ -19,6 +19,7 @@ from tests.models.test_families import config_of, losses
 from tests.models.test_parity import GOLDEN, TOLERANCE, distance, model_of
 from tests.models.test_parity import config_of as config_of_case
 from tests.parity.cases import CASES, Case, images
+from tests.small_models import CONVNET, TINY_RESNET
 from tests.step_runs import Run, StopAfter
 from trainer import config as config_lib
 from trainer.config import Config
@@ -282,17 +283,11 @@ def test_of_a_run_s_folder_the_best_checkpoint_and_its_average_are_read(run_fold
 
 
 def test_export_and_back_is_exact(run_folder, small_config, tmp_path):
-    """By the command, in its own process, of a model that only the tests know: of the average."""
+    """By the command, in its own process: a module of the user's, and the moving average."""
     out = tmp_path / "model.safetensors"
-    code = (
-        "import sys; from tests import small_models; from trainer.registry import MODELS; "
-        "MODELS.update(dict.fromkeys(small_models.MODELS, 'tests.small_models')); "
-        "from trainer import export; from trainer.cli import command; "
-        "command.run(export.export, ['export', *sys.argv[1:]])"
-    )
-    command = [sys.executable, "-c", code, f"--run={run_folder}", f"--out={out}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path.cwd())
-    assert done.stdout.startswith(f"{out}: resnet8, ")
+    command = [sys.executable, "-m", "trainer.export", f"--run={run_folder}", f"--out={out}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"{out}: tests.small_models.resnet8, ")
     saved = read_checkpoint(run_folder)
     loading = dataclasses.replace(
         small_config, model=dataclasses.replace(small_config.model, weights=str(out))
@@ -382,7 +377,7 @@ def changed(run: Run, steps: int) -> dict[str, set[bool]]:
 @pytest.mark.parametrize("num_replicas", [1, 2])
 def test_frozen_stages_stay_to_the_bit_with_their_statistics(digits_config, digits, num_replicas):
     settings = ("model.freeze=stage1", "ema_decay=0.9", "optimizer.weight_decay=0.01")
-    frozen = config_of(digits_config, "tiny_resnet", *settings, "model.sync_batch_norm=false")
+    frozen = config_of(digits_config, TINY_RESNET, *settings, "model.sync_batch_norm=false")
     run = Run(frozen, digits, strategy_of(num_replicas))
     assert changed(run, 3) == {"stem": {False}, "stage1": {False}, "stage2": {True}, "head": {True}}
     for average, value in zip(
@@ -392,22 +387,29 @@ def test_frozen_stages_stay_to_the_bit_with_their_statistics(digits_config, digi
 
 
 def test_the_frozen_part_normalises_in_training_as_in_evaluation(digits_config):
-    frozen = config_of(digits_config, "tiny_resnet", "model.freeze=stage1")
+    frozen = config_of(digits_config, TINY_RESNET, "model.freeze=stage1")
     model = build_model(frozen, channels=1)
     x = tf.random.stateless_normal([4, 16, 16, 1], [1, 2])
     np.testing.assert_array_equal(model.stem(x, training=True), model.stem(x, training=False))
-    free = build_model(config_of(digits_config, "tiny_resnet"), channels=1)
+    free = build_model(config_of(digits_config, TINY_RESNET), channels=1)
     assert np.abs(free.stem(x, training=True) - free.stem(x, training=False)).max() > 0.1
 
 
 def test_batch_norm_in_inference_mode_needs_batch_norm(digits_config):
     with pytest.raises(UserError, match=r"model.batch_norm_inference \(True\): convnet has no"):
-        build_model(config_of(digits_config, "convnet", "model.batch_norm_inference=true"), 1)
+        build_model(
+            config_of(digits_config, CONVNET, "model.batch_norm_inference=true"),
+            1,
+        )
 
 
 def test_batch_norm_in_inference_mode_learns_scales_and_leaves_statistics(digits_config, digits):
     settings = ("model.batch_norm_inference=true",)
-    run = Run(config_of(digits_config, "tiny_resnet", *settings), digits, strategy_of(1))
+    run = Run(
+        config_of(digits_config, TINY_RESNET, *settings),
+        digits,
+        strategy_of(1),
+    )
     norm = run.state.model.stem.norm
     before = [v.numpy() for v in norm.variables]
     losses(run, 3)
@@ -427,7 +429,11 @@ def test_a_stage_s_rate_multiplies_its_first_step(digits_config, digits, optimiz
     settings = (f"optimizer.name={optimizer}", "optimizer.weight_decay=0.01")
     moved = []
     for more in ((), (f"optimizer.stage_rates={','.join(map(str, rates))}",)):
-        run = Run(config_of(digits_config, "tiny_resnet", *settings, *more), digits, strategy_of(1))
+        run = Run(
+            config_of(digits_config, TINY_RESNET, *settings, *more),
+            digits,
+            strategy_of(1),
+        )
         before = {v.ref(): v.numpy() for v in run.state.model.trainable_variables}
         losses(run, 1)
         moved.append(
@@ -457,7 +463,7 @@ def test_a_stage_s_rate_multiplies_its_first_step(digits_config, digits, optimiz
 )  # fmt: skip
 def test_stages_that_are_not_there_are_named(digits_config, setting, message):
     with pytest.raises(UserError) as caught:
-        TrainState(config_of(digits_config, "tiny_resnet", setting), channels=1)
+        TrainState(config_of(digits_config, TINY_RESNET, setting), channels=1)
     assert message in str(caught.value)
 
 
