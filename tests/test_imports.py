@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 # The rooms of trainer/, from the ground up. A file imports from its own room and from the floors
 # below; rooms on one floor do not import each other. `verbs`: what can be typed.
 FLOORS = (
-    {"errors", "files", "registry"},
+    {"errors", "files", "registry", "units"},
     {"config", "user_module"},
     {"data", "models"},
     {"step"},
@@ -24,7 +24,16 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 VERBS = {"main", "inspect", "prepare", "export", "preflight"}
 # Rooms and files that a command can use before it imports TensorFlow.
 WITHOUT_TENSORFLOW = (
-    *("errors", "files", "registry", "config", "user_module", "cli", "models.weights.tensor_file"),
+    *(
+        "errors",
+        "files",
+        "registry",
+        "units",
+        "config",
+        "user_module",
+        "cli",
+        "models.weights.tensor_file",
+    ),
     *("devices.cluster", "devices.tpu", "run.folder", "run.stopwatch"),
 )
 

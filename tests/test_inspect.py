@@ -294,7 +294,7 @@ def test_an_image_is_shown_with_weights_and_without(run, photos, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--model: must name a model, as --model=resnet50; or give --config"),
+        ([], "--model: must name a model, such as --model=resnet50; or give --config"),
         (["--model=resnet_50"], "unknown model 'resnet_50'; did you mean 'resnet50'?"),
         (["--diff", "resnet18"], "--diff resnet18: must be two models"),
         (["--diff", "resnet18", ""], "must be two models"),
@@ -302,7 +302,7 @@ def test_an_image_is_shown_with_weights_and_without(run, photos, tmp_path):
         (["--diff"], "must be two models"),
         (["--diff", "resnet18", "--format=json"], "--diff resnet18: must be two models"),
         (["--model=resnet18", "--memory_gib=inf"], "--memory_gib=inf: must be a finite number"),
-        (["--model=resnet18", "--picture=x.png"], "--picture=x.png: is for --image"),
+        (["--model=resnet18", "--picture=x.png"], "--picture=x.png: needs --image"),
         (["--model=resnet18", f"--image={'x' * 300}"], "File name too long"),
         (["--diff=resnet18,resnet34", "--model=resnet50"], "must be two models"),
         (["--model=resnet18", "--image=nowhere.jpg"], "--image=nowhere.jpg: is not a file"),
@@ -310,8 +310,8 @@ def test_an_image_is_shown_with_weights_and_without(run, photos, tmp_path):
             ["--model=resnet18", f"--image={__file__}", "--picture=x.gif"],
             "--picture=x.gif: must end in",
         ),
-        (["--model=resnet18", f"--image={__file__}", "--picture=/no/x.png"], "/no is not there"),
-        (["--model=resnet18", f"--image={__file__}"], "is no image"),
+        (["--model=resnet18", f"--image={__file__}", "--picture=/no/x.png"], "/no does not exist"),
+        (["--model=resnet18", f"--image={__file__}"], "is not an image"),
         (["--model=vgg11_bn", "--image_size=8"], "data.image_size (8): must be at least 32"),
     ],
 )

@@ -1,12 +1,11 @@
-"""`python -m trainer.export`: a run's model, for other libraries.
+"""`python -m trainer.export`: writes a run's model for other libraries.
 
     python -m trainer.export --to=safetensors --run=runs/x --out=x.safetensors
 
-Tensors have timm's names and PyTorch's layout, so that `timm.create_model(…)` takes them by
-`load_state_dict`, and `--set model.weights=x.safetensors` takes them back.
+Tensors have timm's names and PyTorch's layout: the `load_state_dict` of `timm.create_model(…)`
+takes them, and `--set model.weights=x.safetensors` loads them here.
 """
 
-import json
 import os
 from pathlib import Path
 
@@ -28,32 +27,21 @@ flags.declare_key_flag("out")
 
 
 def export() -> int:
-    """Does what the flags say and returns the exit code."""
+    """Writes what the flags name, and returns the exit code."""
     if not _RUN.value:
         raise UserError("--run: must name a run's folder, or one of its checkpoints")
     if not OUT.value:
-        raise UserError(f"--out: must name a file, as --out=model.{_TO.value}")
+        raise UserError(f"--out: must name a file, such as --out=model.{_TO.value}")
     out = Path(OUT.value).expanduser()
     if out.suffix != f".{_TO.value}":
         raise UserError(f"--out={out}: must end in .{_TO.value}")
     if not out.parent.is_dir():
-        raise UserError(f"--out={out}: the folder {out.parent} is not there; make it first")
+        raise UserError(f"--out={out}: the folder {out.parent} does not exist; make it first")
     command.quiet_libraries()
-    from trainer.models.weights import tensor_file
-    from trainer.models.weights.load import read_checkpoint, torch_tensors
-    from trainer.models.weights.names import libraries
+    from trainer.models.weights import export as weights_export
 
     average = {"auto": None, "raw": False, "average": True}[_WEIGHTS.value]
-    try:
-        saved = read_checkpoint(Path(os.path.expanduser(_RUN.value)), average)
-    except UserError as error:
-        raise UserError(f"--run: {error}") from None
-    tensors = torch_tensors(saved.config, saved.model)
-    metadata = {name: json.dumps(value) for name, value in saved.metadata.items()}
-    tensor_file.write(out, tensors, {"format": "pt", **metadata})
-    library = next(iter(libraries(saved.config.model.name)))
-    name = saved.config.model.name
-    print(f"{out}: {name}, {len(tensors)} tensors by {library}'s names; {saved.what}")
+    print(weights_export.export(Path(os.path.expanduser(_RUN.value)), out, average))
     return EXIT_DONE
 
 

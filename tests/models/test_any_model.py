@@ -20,7 +20,8 @@ from trainer.insight.anatomy import anatomy, watching
 from trainer.models.build import build_model, family_of
 from trainer.models.stages import stages_of
 from trainer.models.weights import tensor_file
-from trainer.models.weights.load import load_weights, torch_tensors
+from trainer.models.weights.load import load_weights
+from trainer.models.weights.names import torch_tensors
 
 STEPS = 40
 
@@ -94,7 +95,7 @@ def test_its_weights_are_written_and_read_back(digits_config, any_model, tmp_pat
     path = tmp_path / "weights.safetensors"
     config = config_of(digits_config, any_model, f"model.weights={path}")
     model = build_model(config, channels=1)
-    tensors = torch_tensors(config, model)
+    tensors = torch_tensors(any_model, model)
     assert len(tensors) == len(model.variables)
     tensor_file.write(path, tensors, {})
     other = build_model(dataclasses.replace(config, seed=config.seed + 1), channels=1)

@@ -68,7 +68,7 @@ def test_replicas_agree_on_the_statistics_of_a_batch_norm_that_is_not_ours(digit
 
 
 def drawn(step: int, first: int, count: int, stream: int = 0, seed: int = 0, shape=(3,)):
-    with randomness.examples(seed, step, tf.constant(first), 64):
+    with randomness.example_context(seed, step, tf.constant(first), 64):
         return randomness.uniform(count, list(shape), stream).numpy()
 
 
@@ -95,7 +95,7 @@ def test_steps_streams_and_seeds_draw_independently():
 @pytest.mark.parametrize("layer", [StochasticDepth(0.25, 0), Dropout(0.25, 0)])
 def test_dropping_keeps_the_expectation_and_evaluation_drops_nothing(layer):
     x = tf.ones([64, 8, 8, 4])
-    with randomness.examples(0, 3, 0, 64):
+    with randomness.example_context(0, 3, 0, 64):
         y = layer(x, training=True).numpy()
     assert set(np.unique(y)) == {0.0, np.float32(1 / 0.75)}
     whole_examples = all(len(np.unique(example)) == 1 for example in y)
@@ -106,7 +106,7 @@ def test_dropping_keeps_the_expectation_and_evaluation_drops_nothing(layer):
 
 
 def test_a_model_that_drops_says_what_it_needs_in_training():
-    with pytest.raises(RuntimeError, match=r"randomness\.examples"):
+    with pytest.raises(RuntimeError, match=r"randomness\.example_context"):
         Dropout(0.5, 0)(tf.ones([2, 3]), training=True)
 
 

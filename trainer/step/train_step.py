@@ -20,7 +20,7 @@ import tf_keras
 from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 
 from trainer.config import Config
-from trainer.models.randomness import examples
+from trainer.models.randomness import example_context
 from trainer.models.stages import moving_statistics
 from trainer.step.losses import softmax_cross_entropy
 from trainer.step.optim import Schedule
@@ -93,7 +93,7 @@ def make_replica_step(
         """One micro-batch, of the rows from `first` on of the global batch of `step`: its share of
         the global gradient, loss and accuracy."""
         with tf.GradientTape() as tape:
-            with examples(config.seed, step, first, global_batch_size):
+            with example_context(config.seed, step, first, global_batch_size):
                 logits = state.model(normalize(images, config), training=True)
             losses = softmax_cross_entropy(logits, labels, config.label_smoothing)
             loss = tf.reduce_sum(losses) / global_batch_size

@@ -1,4 +1,4 @@
-"""Weights from files and other runs, and back; what fine-tuning holds still."""
+"""Weights from files and other runs, and back; fine-tuning."""
 
 import dataclasses
 import json
@@ -27,8 +27,9 @@ from trainer.errors import PreemptedError, UserError
 from trainer.models.build import build_model
 from trainer.models.stages import stages_of
 from trainer.models.weights import tensor_file
-from trainer.models.weights.load import load_weights, read_checkpoint, torch_tensors
-from trainer.models.weights.names import libraries, named_variables
+from trainer.models.weights.load import load_weights
+from trainer.models.weights.names import libraries, named_variables, torch_tensors
+from trainer.models.weights.saved import read_checkpoint
 from trainer.run import train as train_lib
 from trainer.run.checkpoint import Checkpoints, run_metadata
 from trainer.run.folder import RunFolder
@@ -44,7 +45,7 @@ def config(name="resnet18", *settings, size=32) -> Config:
 def save(path: Path, name="resnet18", classes=10, channels=3, change=None) -> Path:
     """Weights of a random model of another seed, as a file."""
     source = config(name, f"model.num_classes={classes}", "seed=7")
-    tensors = torch_tensors(source, build_model(source, channels))
+    tensors = torch_tensors(name, build_model(source, channels))
     save_file(change(tensors) if change else tensors, path)
     return path
 
@@ -61,8 +62,8 @@ def load(path: Path | str, name="resnet18", *settings, channels=3):
 @pytest.mark.parametrize(
     "case", [case for case in CASES if case.name in ("resnet18", "mobilenetv3_small_100")], ids=str
 )
-def test_a_file_gives_the_logits_of_the_library_that_wrote_it(case: Case, tmp_path):
-    """Of timm and of torchvision, by the golden logits: also what they lay out otherwise."""
+def test_a_library_s_file_gives_the_library_s_logits(case: Case, tmp_path):
+    """timm and torchvision, by the golden logits; also tensors that they lay out differently."""
     source = model_of(case)
     path = tmp_path / "weights.safetensors"
     known = libraries(case.name)
@@ -81,7 +82,7 @@ def test_a_file_gives_the_logits_of_the_library_that_wrote_it(case: Case, tmp_pa
     assert "1 counters (num_batches_tracked)" in report
 
 
-def test_a_head_for_other_classes_starts_anew_and_the_rest_is_loaded(tmp_path):
+def test_a_head_for_other_classes_starts_from_scratch_and_the_rest_is_loaded(tmp_path):
     path = save(tmp_path / "w.safetensors", classes=7)
     loading, model, report = load(path)
     assert "100 of 102 tensors" in report
@@ -95,16 +96,16 @@ def test_a_head_for_other_classes_starts_anew_and_the_rest_is_loaded(tmp_path):
     )
 
 
-def test_a_missing_head_starts_anew(tmp_path):
+def test_a_missing_head_starts_from_scratch(tmp_path):
     def beheaded(tensors):
         return {name: value for name, value in tensors.items() if not name.startswith("fc.")}
 
     _, _, report = load(save(tmp_path / "w.safetensors", change=beheaded))
     assert "100 of 102 tensors" in report
-    assert "fc.weight is not there" in report
+    assert "fc.weight is missing" in report
 
 
-def test_colour_weights_see_grey_as_three_equal_channels_and_the_other_way_round(tmp_path):
+def test_colour_weights_treat_grey_as_three_equal_channels_and_vice_versa(tmp_path):
     grey = tf.random.stateless_normal([2, 32, 32, 1], [1, 2])
     path = save(tmp_path / "colour.safetensors")
     _, of_colour, _ = load(path)
@@ -149,7 +150,7 @@ def test_other_number_formats_become_float32(tmp_path, dtype):
     )
 
 
-def test_the_prefix_of_parallel_models_is_taken_off(tmp_path):
+def test_the_prefix_of_parallel_models_is_removed(tmp_path):
     def parallel(tensors):
         return {f"module.{name}": value for name, value in tensors.items()}
 
@@ -161,11 +162,11 @@ def test_the_prefix_of_parallel_models_is_taken_off(tmp_path):
     ("name", "other", "parts"),
     [
         ("resnet18", "resnet34", ["is not resnet34", "102 of 182 tensors fit",
-                                  "layer1.2.conv1.weight is not there", "and 75 more"]),
+                                  "layer1.2.conv1.weight is missing", "and 75 more"]),
         ("resnet34", "resnet18", ["is not resnet18", "102 of 102 tensors fit",
                                   "layer1.2.bn1.bias is not in the model"]),
-        ("resnet18", "seresnet18", ["layer1.0.se.fc1.weight is not there"]),
-        ("resnet18", "resnet18d", ["conv1.0.weight is not there"]),
+        ("resnet18", "seresnet18", ["layer1.0.se.fc1.weight is missing"]),
+        ("resnet18", "resnet18d", ["conv1.0.weight is missing"]),
         ("wrn28_2", "wrn16_4", ["stage1_block1.conv1.weight is 32x16x3x3, must be 64x16x3x3"]),
         ("mobilenetv2_050", "resnet20", ["4 of 107 tensors fit"]),
     ],
@@ -197,15 +198,18 @@ def _broken(path: Path) -> Path:
     ("make", "reason"),
     [
         (lambda path: path, "cannot be read (No such file or directory)"),
-        (lambda path: path.write_bytes(b"not tensors at all") and path, "is no safetensors file"),
-        (lambda path: path.write_bytes(b"") or path, "is no safetensors file"),
-        (_broken, "is no safetensors file, or damaged"),
+        (
+            lambda path: path.write_bytes(b"not tensors at all") and path,
+            "is not a safetensors file",
+        ),
+        (lambda path: path.write_bytes(b"") or path, "is not a safetensors file"),
+        (_broken, "is not a safetensors file, or damaged"),
         (lambda path: save_file({}, path) or path, "holds no tensors"),
         (lambda path: path.with_suffix(""), "must be weights (.safetensors, "),
-        (lambda path: path.parent, "there is no checkpoint in it"),
+        (lambda path: path.parent, "it holds no checkpoint"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_named_with_the_reason(tmp_path, make, reason):
+def test_an_unusable_file_is_named_with_the_reason(tmp_path, make, reason):
     path = make(tmp_path / "w.safetensors")
     with pytest.raises(UserError) as caught:
         load(path)
@@ -247,7 +251,7 @@ def test_without_pytorch_its_format_is_refused_with_what_to_do(tmp_path, monkeyp
     monkeypatch.setitem(sys.modules, "torch", None)
     path = tmp_path / "w.pth"
     path.write_bytes(b"anything")
-    with pytest.raises(UserError, match=r"needs PyTorch to read: pip install torch, or take"):
+    with pytest.raises(UserError, match=r"needs PyTorch to read: pip install torch, or use"):
         load(path)
 
 
@@ -269,13 +273,13 @@ def run_folder(tmp_path_factory, small_config, digits) -> Path:
     return folder
 
 
-def test_of_a_run_s_folder_the_best_checkpoint_and_its_average_are_read(run_folder, small_config):
+def test_a_run_s_folder_stands_for_its_best_checkpoint_and_the_average(run_folder, small_config):
     best = read_checkpoint(run_folder)
-    assert best.what == f"the moving average of {run_folder}/checkpoints/best/ckpt-2"
+    assert best.origin == f"the moving average of {run_folder}/checkpoints/best/ckpt-2"
     last = read_checkpoint(run_folder / "checkpoints")
-    assert last.what.endswith("checkpoints/ckpt-4")
+    assert last.origin.endswith("checkpoints/ckpt-4")
     raw = read_checkpoint(run_folder / "checkpoints" / "ckpt-4", average=False)
-    assert raw.what == f"the weights of {run_folder}/checkpoints/ckpt-4"
+    assert raw.origin == f"the weights of {run_folder}/checkpoints/ckpt-4"
     kernels = [saved.model.stem.conv.kernel.numpy() for saved in (best, last, raw)]
     assert not np.array_equal(kernels[0], kernels[1])
     assert not np.array_equal(kernels[1], kernels[2])
@@ -298,7 +302,7 @@ def test_export_and_back_is_exact(run_folder, small_config, tmp_path):
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_a_run_s_checkpoint_is_weights_too_also_for_two_replicas(run_folder, small_config):
+def test_a_run_s_checkpoint_is_loaded_as_weights_on_two_replicas(run_folder, small_config):
     loading = dataclasses.replace(
         small_config, model=dataclasses.replace(small_config.model, weights=str(run_folder))
     )
@@ -313,14 +317,14 @@ def test_a_run_s_checkpoint_is_weights_too_also_for_two_replicas(run_folder, sma
             np.testing.assert_array_equal(copy, value)
 
 
-def test_another_average_than_there_is_and_other_checkpoints_are_refused(tmp_path, small_config):
+def test_a_checkpoint_that_is_not_a_run_s_is_refused(tmp_path, small_config):
     path = tf.train.Checkpoint(x=tf.Variable(1.0)).write(str(tmp_path / "other"))
-    with pytest.raises(UserError, match=r"other: is no checkpoint of a run"):
+    with pytest.raises(UserError, match=r"other: is not a checkpoint of a run"):
         read_checkpoint(Path(path))
 
 
 @pytest.mark.parametrize("setting", ["model.batch_norm_epsilon=0.001", "model.blur_pool=true"])
-def test_what_computes_something_else_with_the_same_shapes_is_refused(
+def test_weights_of_the_same_shapes_for_another_function_are_refused(
     run_folder, small_config, setting
 ):
     field, _, value = setting.partition("=")
@@ -332,13 +336,13 @@ def test_what_computes_something_else_with_the_same_shapes_is_refused(
     assert f"not {value.capitalize()}; set it too" in str(caught.value)
 
 
-def test_the_classes_of_a_head_that_is_kept_are_told(run_folder, small_config):
+def test_the_classes_of_a_loaded_head_are_reported(run_folder, small_config):
     loading = config_lib.override(small_config, [f"model.weights={run_folder}"])
     assert "its classes were 0, 1, 2, 3, 4, …" in load_weights(loading, build_model(loading, 1))
 
 
 @pytest.mark.parametrize("bytes_left", [0.0, 0.5, 0.99])
-def test_a_damaged_checkpoint_is_told_in_a_line(run_folder, tmp_path, bytes_left):
+def test_a_damaged_checkpoint_is_one_line(run_folder, tmp_path, bytes_left):
     for path in (run_folder / "checkpoints").glob("ckpt-4*"):
         content = path.read_bytes()
         kept = int(len(content) * bytes_left) if ".data" in path.name else len(content)
@@ -350,7 +354,7 @@ def test_a_damaged_checkpoint_is_told_in_a_line(run_folder, tmp_path, bytes_left
     assert tf_keras.mixed_precision.global_policy() is policy
 
 
-def test_a_file_s_metadata_say_what_the_numbers_mean(tmp_path):
+def test_metadata_are_written_with_the_tensors(tmp_path):
     tensor_file.write(
         tmp_path / "x.safetensors", {"a": np.zeros(2)}, {"class_names": json.dumps(["é", "b"])}
     )
@@ -365,7 +369,7 @@ def test_a_file_s_metadata_say_what_the_numbers_mean(tmp_path):
 
 
 def changed(run: Run, steps: int) -> dict[str, set[bool]]:
-    """For each stage, whether its variables are others after these steps."""
+    """For each stage, whether its variables have changed after these steps."""
     before = {v.ref(): v.numpy() for v in run.state.model.variables}
     losses(run, steps)
     return {
@@ -396,7 +400,7 @@ def test_the_frozen_part_normalises_in_training_as_in_evaluation(digits_config):
 
 
 def test_batch_norm_in_inference_mode_needs_batch_norm(digits_config):
-    with pytest.raises(UserError, match=r"model.batch_norm_inference \(True\): convnet has no"):
+    with pytest.raises(UserError, match=r"model.batch_norm_inference \(True\): tests.small_models.convnet has no"):
         build_model(
             config_of(digits_config, CONVNET, "model.batch_norm_inference=true"),
             1,
@@ -454,25 +458,23 @@ def test_a_stage_s_rate_multiplies_its_first_step(digits_config, digits, optimiz
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("model.freeze=stage9", "model.freeze ('stage9'): must be a stage of tiny_resnet that "
-         "others follow: stem, stage1, stage2"),
+        ("model.freeze=stage9", "model.freeze ('stage9'): must be a stage of tiny_resnet "
+         "before the last: stem, stage1, stage2"),
         ("model.freeze=head", "model.freeze ('head'): must be a stage"),
         ("optimizer.stage_rates=0.1,1", "optimizer.stage_rates (2 values): tiny_resnet has 4 "
-         "stages, and each must have one: stem, stage1, stage2, head"),
+         "stages, and each needs a value: stem, stage1, stage2, head"),
     ],
 )  # fmt: skip
-def test_stages_that_are_not_there_are_named(digits_config, setting, message):
+def test_unknown_stages_are_named(digits_config, setting, message):
     with pytest.raises(UserError) as caught:
         TrainState(config_of(digits_config, TINY_RESNET, setting), channels=1)
     assert message in str(caught.value)
 
 
-def test_a_run_is_fine_tuned_and_goes_on_without_the_file(
-    tmp_path, run_folder, small_config, data_dir, capsys
-):
+def test_fine_tuning_resumes_without_the_file(tmp_path, run_folder, small_config, data_dir, capsys):
     weights = tmp_path / "w.safetensors"
     saved = read_checkpoint(run_folder)
-    tensor_file.write(weights, torch_tensors(saved.config, saved.model), {})
+    tensor_file.write(weights, torch_tensors(saved.config.model.name, saved.model), {})
     tuned = dataclasses.replace(
         small_config,
         num_epochs=2.0,
