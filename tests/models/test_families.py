@@ -41,7 +41,7 @@ def weights(run: Run) -> np.ndarray:
     return np.concatenate([np.ravel(v.numpy()) for v in run.state.model.trainable_variables])
 
 
-def test_what_training_leaves_out_depends_on_the_step_and_not_on_the_parts(digits_config, digits):
+def test_dropped_branches_depend_on_the_step_and_not_on_the_parts(digits_config, digits):
     """A run in parts, of more micro-batches and from its middle, draws the same numbers."""
     settings = ("model.stochastic_depth=0.5", "model.dropout=0.5", "model.zero_init_residual=false")
     # Without batch norm's statistics, which the parts of a batch do not share.
@@ -105,7 +105,7 @@ def test_dropping_keeps_the_expectation_and_evaluation_drops_nothing(layer):
     np.testing.assert_array_equal(layer(x, training=False), x)
 
 
-def test_a_model_that_drops_says_what_it_needs_in_training():
+def test_dropping_outside_of_its_context_is_an_error():
     with pytest.raises(RuntimeError, match=r"randomness\.example_context"):
         Dropout(0.5, 0)(tf.ones([2, 3]), training=True)
 
@@ -178,7 +178,7 @@ def test_a_setting_that_a_family_lacks_is_refused(name, setting):
     assert f"{field} ({value.capitalize()}): {name} does not have it" in str(caught.value)
 
 
-def test_vgg_says_how_large_images_must_be():
+def test_vgg_refuses_small_images():
     with pytest.raises(
         UserError,
         match=r"data.image_size \(16\): must be at least 32 for vgg11_bn.*data.train_sizes",

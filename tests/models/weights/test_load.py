@@ -1,9 +1,6 @@
-"""Weights from files and other runs, and back; fine-tuning."""
+"""Weights out of files."""
 
-import dataclasses
 import json
-import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,29 +8,17 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tensorflow as tf
-import tf_keras
 from safetensors.numpy import load_file, save_file
 
-from tests.conftest import strategy_of
-from tests.models.test_families import config_of, losses
 from tests.models.test_parity import GOLDEN, TOLERANCE, distance, model_of
 from tests.models.test_parity import config_of as config_of_case
 from tests.parity.cases import CASES, Case, images
-from tests.small_models import CONVNET, TINY_RESNET
-from tests.step_runs import Run, StopAfter
 from trainer import config as config_lib
 from trainer.config import Config
-from trainer.errors import PreemptedError, UserError
+from trainer.errors import UserError
 from trainer.models.build import build_model
-from trainer.models.stages import stages_of
-from trainer.models.weights import tensor_file
 from trainer.models.weights.load import load_weights
 from trainer.models.weights.names import libraries, named_variables, torch_tensors
-from trainer.models.weights.saved import read_checkpoint
-from trainer.run import train as train_lib
-from trainer.run.checkpoint import Checkpoints, run_metadata
-from trainer.run.folder import RunFolder
-from trainer.step.state import TrainState
 
 
 def config(name="resnet18", *settings, size=32) -> Config:
@@ -54,9 +39,6 @@ def load(path: Path | str, name="resnet18", *settings, channels=3):
     loading = config(name, f"model.weights={path}", *settings)
     model = build_model(loading, channels)
     return loading, model, load_weights(loading, model)
-
-
-# --- files ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -253,253 +235,3 @@ def test_without_pytorch_its_format_is_refused_with_what_to_do(tmp_path, monkeyp
     path.write_bytes(b"anything")
     with pytest.raises(UserError, match=r"needs PyTorch to read: pip install torch, or use"):
         load(path)
-
-
-# --- runs -------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory, small_config, digits) -> Path:
-    """A run of a few steps: its last and its best checkpoint, which are not the same."""
-    folder = tmp_path_factory.mktemp("run")
-    run = Run(small_config, digits, strategy_of(1))
-    checkpoints = Checkpoints(
-        folder / "checkpoints", run.state, run_metadata(small_config, digits), 3, is_chief=True
-    )
-    run.train(2)
-    checkpoints.save_best(2)
-    run.train(2)
-    checkpoints.save(4)
-    return folder
-
-
-def test_a_run_s_folder_stands_for_its_best_checkpoint_and_the_average(run_folder, small_config):
-    best = read_checkpoint(run_folder)
-    assert best.origin == f"the moving average of {run_folder}/checkpoints/best/ckpt-2"
-    last = read_checkpoint(run_folder / "checkpoints")
-    assert last.origin.endswith("checkpoints/ckpt-4")
-    raw = read_checkpoint(run_folder / "checkpoints" / "ckpt-4", average=False)
-    assert raw.origin == f"the weights of {run_folder}/checkpoints/ckpt-4"
-    kernels = [saved.model.stem.conv.kernel.numpy() for saved in (best, last, raw)]
-    assert not np.array_equal(kernels[0], kernels[1])
-    assert not np.array_equal(kernels[1], kernels[2])
-    assert best.config == small_config
-
-
-def test_export_and_back_is_exact(run_folder, small_config, tmp_path):
-    """By the command, in its own process: a module of the user's, and the moving average."""
-    out = tmp_path / "model.safetensors"
-    command = [sys.executable, "-m", "trainer.export", f"--run={run_folder}", f"--out={out}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith(f"{out}: tests.small_models.resnet8, ")
-    saved = read_checkpoint(run_folder)
-    loading = dataclasses.replace(
-        small_config, model=dataclasses.replace(small_config.model, weights=str(out))
-    )
-    model = build_model(loading, saved.metadata["channels"])
-    load_weights(loading, model)
-    for ours, theirs in zip(model.variables, saved.model.variables, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-
-
-def test_a_run_s_checkpoint_is_loaded_as_weights_on_two_replicas(run_folder, small_config):
-    loading = dataclasses.replace(
-        small_config, model=dataclasses.replace(small_config.model, weights=str(run_folder))
-    )
-    saved = read_checkpoint(run_folder)
-    strategy = strategy_of(2)
-    with strategy.scope():
-        state = TrainState(loading, saved.metadata["channels"])
-    report = load_weights(loading, state.model)
-    assert "the moving average of" in report
-    for variable, value in zip(state.model.variables, saved.model.variables, strict=True):
-        for copy in strategy.experimental_local_results(variable):
-            np.testing.assert_array_equal(copy, value)
-
-
-def test_a_checkpoint_that_is_not_a_run_s_is_refused(tmp_path, small_config):
-    path = tf.train.Checkpoint(x=tf.Variable(1.0)).write(str(tmp_path / "other"))
-    with pytest.raises(UserError, match=r"other: is not a checkpoint of a run"):
-        read_checkpoint(Path(path))
-
-
-@pytest.mark.parametrize("setting", ["model.batch_norm_epsilon=0.001", "model.blur_pool=true"])
-def test_weights_of_the_same_shapes_for_another_function_are_refused(
-    run_folder, small_config, setting
-):
-    field, _, value = setting.partition("=")
-    loading = config_lib.override(small_config, [f"model.weights={run_folder}", setting])
-    model = build_model(loading, channels=1)
-    with pytest.raises(UserError) as caught:
-        load_weights(loading, model)
-    assert f"was trained with {field}=" in str(caught.value)
-    assert f"not {value.capitalize()}; set it too" in str(caught.value)
-
-
-def test_the_classes_of_a_loaded_head_are_reported(run_folder, small_config):
-    loading = config_lib.override(small_config, [f"model.weights={run_folder}"])
-    assert "its classes were 0, 1, 2, 3, 4, …" in load_weights(loading, build_model(loading, 1))
-
-
-@pytest.mark.parametrize("bytes_left", [0.0, 0.5, 0.99])
-def test_a_damaged_checkpoint_is_one_line(run_folder, tmp_path, bytes_left):
-    for path in (run_folder / "checkpoints").glob("ckpt-4*"):
-        content = path.read_bytes()
-        kept = int(len(content) * bytes_left) if ".data" in path.name else len(content)
-        (tmp_path / path.name).write_bytes(content[:kept])
-    policy = tf_keras.mixed_precision.global_policy()
-    with pytest.raises(UserError) as caught:
-        read_checkpoint(tmp_path / "ckpt-4")
-    assert str(caught.value).startswith(f"{tmp_path}/ckpt-4: is ")
-    assert tf_keras.mixed_precision.global_policy() is policy
-
-
-def test_metadata_are_written_with_the_tensors(tmp_path):
-    tensor_file.write(
-        tmp_path / "x.safetensors", {"a": np.zeros(2)}, {"class_names": json.dumps(["é", "b"])}
-    )
-    from safetensors import safe_open
-
-    with safe_open(tmp_path / "x.safetensors", "numpy") as file:
-        assert json.loads(file.metadata()["class_names"]) == ["é", "b"]
-    assert list(tmp_path.iterdir()) == [tmp_path / "x.safetensors"]
-
-
-# --- fine-tuning ------------------------------------------------------------------------------
-
-
-def changed(run: Run, steps: int) -> dict[str, set[bool]]:
-    """For each stage, whether its variables have changed after these steps."""
-    before = {v.ref(): v.numpy() for v in run.state.model.variables}
-    losses(run, steps)
-    return {
-        stage: {not np.array_equal(v, before[v.ref()]) for layer in layers for v in layer.variables}
-        for stage, layers in stages_of(run.state.model).items()
-    }
-
-
-@pytest.mark.parametrize("num_replicas", [1, 2])
-def test_frozen_stages_stay_to_the_bit_with_their_statistics(digits_config, digits, num_replicas):
-    settings = ("model.freeze=stage1", "ema_decay=0.9", "optimizer.weight_decay=0.01")
-    frozen = config_of(digits_config, TINY_RESNET, *settings, "model.sync_batch_norm=false")
-    run = Run(frozen, digits, strategy_of(num_replicas))
-    assert changed(run, 3) == {"stem": {False}, "stage1": {False}, "stage2": {True}, "head": {True}}
-    for average, value in zip(
-        run.state.ema_model.variables[:5], run.state.model.variables[:5], strict=True
-    ):
-        np.testing.assert_array_equal(average, value)
-
-
-def test_the_frozen_part_normalises_in_training_as_in_evaluation(digits_config):
-    frozen = config_of(digits_config, TINY_RESNET, "model.freeze=stage1")
-    model = build_model(frozen, channels=1)
-    x = tf.random.stateless_normal([4, 16, 16, 1], [1, 2])
-    np.testing.assert_array_equal(model.stem(x, training=True), model.stem(x, training=False))
-    free = build_model(config_of(digits_config, TINY_RESNET), channels=1)
-    assert np.abs(free.stem(x, training=True) - free.stem(x, training=False)).max() > 0.1
-
-
-def test_batch_norm_in_inference_mode_needs_batch_norm(digits_config):
-    with pytest.raises(UserError, match=r"model.batch_norm_inference \(True\): tests.small_models.convnet has no"):
-        build_model(
-            config_of(digits_config, CONVNET, "model.batch_norm_inference=true"),
-            1,
-        )
-
-
-def test_batch_norm_in_inference_mode_learns_scales_and_leaves_statistics(digits_config, digits):
-    settings = ("model.batch_norm_inference=true",)
-    run = Run(
-        config_of(digits_config, TINY_RESNET, *settings),
-        digits,
-        strategy_of(1),
-    )
-    norm = run.state.model.stem.norm
-    before = [v.numpy() for v in norm.variables]
-    losses(run, 3)
-    same = {
-        v.name.split("/")[-1]: np.array_equal(v, b)
-        for v, b in zip(norm.variables, before, strict=True)
-    }
-    assert same == {
-        "gamma:0": False, "beta:0": False, "moving_mean:0": True, "moving_variance:0": True
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_a_stage_s_rate_multiplies_its_first_step(digits_config, digits, optimizer):
-    """By the update rules, the first step of a variable is proportional to its rate."""
-    rates = (0.5, 0.1, 1.0, 2.0)
-    settings = (f"optimizer.name={optimizer}", "optimizer.weight_decay=0.01")
-    moved = []
-    for more in ((), (f"optimizer.stage_rates={','.join(map(str, rates))}",)):
-        run = Run(
-            config_of(digits_config, TINY_RESNET, *settings, *more),
-            digits,
-            strategy_of(1),
-        )
-        before = {v.ref(): v.numpy() for v in run.state.model.trainable_variables}
-        losses(run, 1)
-        moved.append(
-            {
-                stage: [
-                    variable.numpy() - before[variable.ref()]
-                    for layer in layers
-                    for variable in layer.trainable_variables
-                ]
-                for stage, layers in stages_of(run.state.model).items()
-            }
-        )
-    for rate, stage in zip(rates, moved[0], strict=True):
-        for plain, scaled in zip(moved[0][stage], moved[1][stage], strict=True):
-            np.testing.assert_allclose(scaled, rate * plain, rtol=2e-3, atol=2e-7)
-
-
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ("model.freeze=stage9", "model.freeze ('stage9'): must be a stage of tiny_resnet "
-         "before the last: stem, stage1, stage2"),
-        ("model.freeze=head", "model.freeze ('head'): must be a stage"),
-        ("optimizer.stage_rates=0.1,1", "optimizer.stage_rates (2 values): tiny_resnet has 4 "
-         "stages, and each needs a value: stem, stage1, stage2, head"),
-    ],
-)  # fmt: skip
-def test_unknown_stages_are_named(digits_config, setting, message):
-    with pytest.raises(UserError) as caught:
-        TrainState(config_of(digits_config, TINY_RESNET, setting), channels=1)
-    assert message in str(caught.value)
-
-
-def test_fine_tuning_resumes_without_the_file(tmp_path, run_folder, small_config, data_dir, capsys):
-    weights = tmp_path / "w.safetensors"
-    saved = read_checkpoint(run_folder)
-    tensor_file.write(weights, torch_tensors(saved.config.model.name, saved.model), {})
-    tuned = dataclasses.replace(
-        small_config,
-        num_epochs=2.0,
-        steps_per_loop=3,
-        model=dataclasses.replace(small_config.model, weights=str(weights), freeze="stem"),
-        optimizer=dataclasses.replace(small_config.optimizer, warmup_epochs=0.0),
-    )
-
-    def train(folder: str) -> str:
-        train_lib.train_and_evaluate(
-            tuned, strategy_of(1), RunFolder(str(tmp_path / folder), tuned), data_dir
-        )
-        return capsys.readouterr().out
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_lib, "_StopRequest", StopAfter(2))
-        with pytest.raises(PreemptedError):
-            train("run")
-    assert re.search(
-        r"weights: (\d+) of \1 tensors from .*, by trainer's names", capsys.readouterr().out
-    )
-    weights.unlink()
-    out = train("run")
-    assert "weights:" not in out
-    assert "from step 6 of" in out
-    end = read_checkpoint(tmp_path / "run" / "checkpoints", average=False)
-    np.testing.assert_array_equal(end.model.stem.conv.kernel, saved.model.stem.conv.kernel)
-    assert np.abs(end.model.head.kernel.numpy() - saved.model.head.kernel.numpy()).max() > 0.01
