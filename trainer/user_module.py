@@ -5,17 +5,18 @@ import importlib
 import importlib.util
 import inspect
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from trainer.errors import UserError
+from trainer.registry import module_of
 
 _LONGEST_MESSAGE = 300  # of a library's error, which may be a page
 
 
-def load(field: str, name: str, aliases: Mapping[str, str]) -> ModuleType:
+def load(field: str, name: str, aliases: dict[str, str]) -> ModuleType:
     """Imports the module that `name` stands for: an alias, or a dotted name.
 
     Args:
@@ -24,10 +25,8 @@ def load(field: str, name: str, aliases: Mapping[str, str]) -> ModuleType:
     Raises:
         UserError: if a module that is not ours fails; with its file and line.
     """
-    if name in aliases:
-        return importlib.import_module(aliases[name])
-    with one_line_errors(field, name):
-        return importlib.import_module(name)
+    with contextlib.nullcontext() if name in aliases else one_line_errors(field, name):
+        return importlib.import_module(module_of(name, aliases))
 
 
 @contextlib.contextmanager
@@ -53,7 +52,7 @@ def one_line_errors(
 
 
 def defined_at(thing: Any) -> str:
-    """Returns the file and line where a function or class is defined, for a message."""
+    """Returns the file and line of a function or class, or a module's file, for a message."""
     try:
         file, (_, line) = inspect.getsourcefile(thing), inspect.getsourcelines(thing)
     except (OSError, TypeError):
@@ -64,7 +63,8 @@ def defined_at(thing: Any) -> str:
 def _place(file: str, line: int) -> str:
     path = Path(file)
     here = Path.cwd()
-    return f"{path.relative_to(here) if path.is_relative_to(here) else path}, line {line}"
+    shown = str(path.relative_to(here) if path.is_relative_to(here) else path)
+    return f"{shown}, line {line}" if line else shown
 
 
 def _folders(name: str) -> list[str]:

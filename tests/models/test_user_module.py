@@ -71,7 +71,7 @@ def test_a_module_s_model_is_built(build):
         ("x = 1\n\ndef build(:", "PACKAGE/mine.py, line 3: SyntaxError: invalid syntax"),
         ("import sys\nsys.exit(1)", "PACKAGE/mine.py, line 2: SystemExit: 1"),
         ("x = 1", "PACKAGE/mine.py has no build(config); define one that returns a tf_keras.Model"),
-        ("build = 1", "has no build(config)"),
+        ("build = 1", "(NAME): PACKAGE/mine.py has no build(config)"),
         ("def build():\n    pass", "model.name (NAME): TypeError: build() takes 0 positional"),
         (
             "def build(config):\n    return config.classes",

@@ -27,8 +27,8 @@ def family_of(name: str) -> ModuleType:
     family = user_module.load("model.name", name, MODELS)
     if not callable(getattr(family, "build", None)):
         raise UserError(
-            f"model.name ({name}): {family.__file__} has no build(config); define one that returns "
-            f"a tf_keras.Model"
+            f"model.name ({name}): {user_module.defined_at(family)} has no build(config); define "
+            f"one that returns a tf_keras.Model"
         )
     return family
 
