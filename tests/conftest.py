@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import io
 import os
+import re
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -13,19 +14,68 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from tests import small_models
+from tests.small_models import FAMILIES
 from tests.verb_runs import write_stubs
 from trainer import config as config_lib
 from trainer.data.source import Source, open_source
 from trainer.data.tfds_source import open_source as open_tfds
-from trainer.registry import MODELS
-
-# A new model is one file and one line: these are.
-MODELS.update(dict.fromkeys(small_models.MODELS, "tests.small_models"))
 
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
 )
+
+
+_ROOT = Path(__file__).parents[1]
+RECIPE = "my_models.tinynet"  # the docs' example of a user's own model
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    text = "Make the checks of models on this one: a name, or a module. May be repeated."
+    parser.addoption("--model", action="append", default=[], help=text)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    text = "slow_except(names): slow for each `any_model` but these"
+    config.addinivalue_line("markers", text)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Gives `any_model` the models of --model, or one of each family and the docs' recipe."""
+    if "any_model" not in metafunc.fixturenames:
+        return
+    chosen = metafunc.config.getoption("--model")
+    slow = metafunc.definition.get_closest_marker("slow_except")
+    metafunc.parametrize(
+        "any_model",
+        [
+            pytest.param(name, marks=pytest.mark.slow)
+            if slow and not chosen and name not in slow.args
+            else name
+            for name in chosen or [*FAMILIES, RECIPE]
+        ],
+        indirect=True,
+    )
+
+
+@pytest.fixture
+def any_model(request: pytest.FixtureRequest, recipe_folder: Path, monkeypatch) -> str:
+    """The name of a model, that can be built."""
+    if request.param == RECIPE:
+        monkeypatch.syspath_prepend(recipe_folder)
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def recipe_folder(tmp_path_factory) -> Path:
+    """A folder with the docs' recipe, in the file that its first line names."""
+    texts = [path.read_text() for path in (_ROOT / "README.md", *(_ROOT / "docs").glob("*.md"))]
+    file = f"{RECIPE.replace('.', '/')}.py"
+    pattern = rf'^```python\n("""{re.escape(file)}""".*?)^```'
+    (code,) = re.findall(pattern, "".join(texts), re.DOTALL | re.MULTILINE)
+    path = tmp_path_factory.mktemp("recipe") / file
+    path.parent.mkdir()
+    path.write_text(code)
+    return path.parents[1]
 
 
 @functools.cache
@@ -107,7 +157,9 @@ def encode(image: np.ndarray, kind: str = "JPEG", **options) -> bytes:
 
 
 def with_model(config: config_lib.Config, name: str) -> config_lib.Config:
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, name=name))
+    """With a model of tests/small_models."""
+    model = dataclasses.replace(config.model, name=f"tests.small_models.{name}")
+    return dataclasses.replace(config, model=model)
 
 
 def with_data(config: config_lib.Config, **changes) -> config_lib.Config:

@@ -39,5 +39,6 @@ def photo_config(**data) -> Config:
         "eval_batch_size": 8,
     }
     return Config(
-        model=ModelConfig(name="linear", num_classes=2), data=DataConfig(**(defaults | data))
+        model=ModelConfig(name="tests.small_models.linear", num_classes=2),
+        data=DataConfig(**(defaults | data)),
     )

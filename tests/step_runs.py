@@ -14,14 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tests import small_models
 from trainer import config as config_lib
 from trainer.config import Config
 from trainer.data.pipeline import batch_indices, train_input
 from trainer.data.source import open_source
 from trainer.devices.cluster import tf_config_cluster
 from trainer.devices.compilation import choose_compilation
-from trainer.registry import MODELS
 from trainer.step.build import build_training
 from trainer.step.train_step import TrainMetrics
 
@@ -128,7 +126,6 @@ def play(case: Case, source, strategy: tf.distribute.Strategy) -> dict[str, np.n
 
 def main() -> None:
     cases, folder, data_dir = sys.argv[1:]
-    MODELS.update(dict.fromkeys(small_models.MODELS, "tests.small_models"))
     cluster = tf_config_cluster()
     assert cluster is not None
     strategy = tf.distribute.MultiWorkerMirroredStrategy()

@@ -398,7 +398,7 @@ def test_when_the_time_is_over_what_is_known_is_told():
     assert found == Fit(32, 64, False, None, None)
     target = parse_slice("v5e:2x2")
     text = report.as_text(config_of(128), target, OutOfMemory(2**35, 9.0, {}, False), found)
-    assert "needs at least 32.00 of 15.75 GiB" in text
+    assert "needs at least 32.00 GiB of 15.75 GiB" in text
     assert "32 images at a time (64 do not): --set data.global_batch_size=128" in text
     assert "--time_limit_s" in text
 
@@ -417,7 +417,7 @@ def test_a_pass_says_what_it_shows_and_what_not(steps):
         fit = Fit(64, 72, True, steps, COMPILED)
     text = report.as_text(config, target, result, fit)
     values = json.loads(report.as_json(config, target, result, fit))
-    for words in ("at least 10 ms", "a lower bound and no estimate", "3.00 of 15.75 GiB"):
+    for words in ("at least 10 ms", "a lower bound and no estimate", "3.00 GiB of 15.75 GiB"):
         assert words in text
     assert "Shown: XLA's program of this train step" in text
     assert "Not shown: that it runs. No TPU was used" in text

@@ -6,7 +6,6 @@ Tensors have timm's names and PyTorch's layout: `timm.create_model(…).load_sta
 file, and so does `--set model.weights=x.safetensors`.
 """
 
-import json
 import os
 from pathlib import Path
 
@@ -32,7 +31,7 @@ _WEIGHTS = flags.DEFINE_enum(
 
 
 def export() -> int:
-    """Does what the flags say and returns the exit code."""
+    """Writes what the flags name, and returns the exit code."""
     if not _RUN.value:
         raise UserError("--run: must name a run's folder, or one of its checkpoints")
     if not _OUT.value:
@@ -41,23 +40,12 @@ def export() -> int:
     if out.suffix != f".{_TO.value}":
         raise UserError(f"--out={out}: must end in .{_TO.value}")
     if not out.parent.is_dir():
-        raise UserError(f"--out={out}: the folder {out.parent} is not there; make it first")
+        raise UserError(f"--out={out}: the folder {out.parent} does not exist; make it first")
     with quiet_start():
-        from trainer.models.weights import tensor_file
-        from trainer.models.weights.load import read_checkpoint, torch_tensors
-        from trainer.models.weights.names import libraries
+        from trainer.models.weights import export as weights_export
 
     average = {"auto": None, "raw": False, "average": True}[_WEIGHTS.value]
-    try:
-        saved = read_checkpoint(Path(os.path.expanduser(_RUN.value)), average)
-    except UserError as error:
-        raise UserError(f"--run: {error}") from None
-    tensors = torch_tensors(saved.config, saved.model)
-    metadata = {name: json.dumps(value) for name, value in saved.metadata.items()}
-    tensor_file.write(out, tensors, {"format": "pt", **metadata})
-    library = next(iter(libraries(saved.config.model.name)))
-    name = saved.config.model.name
-    print(f"{out}: {name}, {len(tensors)} tensors by {library}'s names; {saved.what}")
+    print(weights_export.export(Path(os.path.expanduser(_RUN.value)), out, average))
     return EXIT_DONE
 
 

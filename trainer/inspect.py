@@ -73,7 +73,7 @@ _PICTURE = flags.DEFINE_string(
 
 
 def inspect() -> int:
-    """Prints what the flags ask for and returns the exit code."""
+    """Prints what the flags ask for, and returns the exit code."""
     if _DIFF.present:
         names = _DIFF.value
         if len(names) != 2 or not all(names) or _MODEL.value or _IMAGE.value:
@@ -89,7 +89,7 @@ def inspect() -> int:
     if not math.isfinite(_MEMORY_GIB.value):
         raise UserError(f"--memory_gib={_MEMORY_GIB.value}: must be a finite number")
     if _PICTURE.present and not _IMAGE.value:
-        raise UserError(f"--picture={_PICTURE.value}: is for --image, which is not given")
+        raise UserError(f"--picture={_PICTURE.value}: needs --image")
     image, picture = _files() if _IMAGE.value else (None, None)
     with quiet_start():
         from trainer.insight import tables
@@ -107,7 +107,7 @@ def inspect() -> int:
 
 
 def _config(name: str) -> Config:
-    """The config that the flags describe, with this model unless the name is empty."""
+    """Returns the config that the flags describe, with this model unless the name is empty."""
     default = Config(
         model=ModelConfig(num_classes=1000),
         data=DataConfig(image_size=224, mean=_IMAGENET_MEAN, std=_IMAGENET_STD),
@@ -129,7 +129,7 @@ def _config(name: str) -> Config:
 
 
 def _channels(config: Config) -> int:
-    """The channels of the model's images."""
+    """Returns the number of image channels that the model is built for."""
     if _CHANNELS.value is not None:
         return int(_CHANNELS.value)
     if not _CONFIG.path.present:
@@ -140,16 +140,16 @@ def _channels(config: Config) -> int:
 
 
 def _files() -> tuple[Path, Path]:
-    """The image, and where the picture goes."""
+    """Returns the paths of the image and of the picture, checked."""
     image = Path(os.path.expanduser(_IMAGE.value))
     picture = Path(os.path.expanduser(_PICTURE.value))
     if picture.suffix != ".png":
         raise UserError(f"--picture={picture}: must end in .png")
     try:
         if not picture.parent.is_dir():
-            raise UserError(f"--picture={picture}: the folder {picture.parent} is not there")
+            raise UserError(f"--picture={picture}: the folder {picture.parent} does not exist")
         if picture.is_dir():
-            raise UserError(f"--picture={picture}: is a folder")
+            raise UserError(f"--picture={picture}: is a folder; name a file")
         if not image.is_file():
             raise UserError(f"--image={image}: is not a file")
     except OSError as error:
@@ -157,50 +157,23 @@ def _files() -> tuple[Path, Path]:
     return image, picture
 
 
-def _print_activations(config: Config, image_path: Path, picture: Path) -> None:
-    """Statistics of the stages' outputs, and a picture of them."""
-    import tensorflow as tf
+def _print_activations(config: Config, image: Path, picture: Path) -> None:
+    """Prints statistics of the stages' outputs, and writes a picture of them."""
+    from trainer.insight import feature_maps, tables
 
-    from trainer.data.images import decode_eval
-    from trainer.failures import reason_of
-    from trainer.insight import tables
-    from trainer.insight.feature_maps import activations, grid
-    from trainer.models.build import build_model
-    from trainer.models.weights.load import load_weights
-    from trainer.step.normalize import normalize
-
-    channels = _channels(config)
-    try:
-        image = decode_eval(tf.constant(image_path.read_bytes()), config, channels)
-    except OSError as error:
-        raise UserError(f"--image={image_path}: cannot be read ({error.strerror})") from None
-    except tf.errors.OpError as error:
-        raise UserError(f"--image={image_path}: is no image ({reason_of(error)})") from None
-    if config.model.weights is None:  # blocks that start as the identity would show nothing
-        random = dataclasses.replace(config.model, zero_init_residual=False)
-        config = dataclasses.replace(config, model=random)
-    model = build_model(config, channels)
-    if config.model.weights is None:
-        _note("weights are random: trained ones are shown with --set model.weights=PATH")
-    else:
-        _note(load_weights(config, model))
-    found = activations(model, normalize(image, config))
+    found, report = feature_maps.activations_of_file(config, _channels(config), image)
+    _note(report)
     print(tables.render_activations(config, found, _FORMAT.value), end="")
-    try:
-        picture.write_bytes(tf.io.encode_png(grid(found)[:, :, None]).numpy())
-    except OSError as error:
-        raise UserError(f"--picture={picture}: cannot be written ({error.strerror})") from None
-    maps = [one.stage for one in found if one.values.ndim == 3]
-    _note(f"{picture}: a row of feature maps each for {', '.join(maps)}")
+    _note(feature_maps.write_picture(found, picture))
 
 
 def _note(text: str) -> None:
-    """Beside what is printed, which may be JSON for a program."""
+    """Prints to stderr: stdout may be JSON for a program."""
     print(text, file=sys.stderr)
 
 
 def _joined(arguments: Sequence[str]) -> list[str]:
-    """`--diff A B` as `--diff=A,B`: absl's flags take one word."""
+    """Returns the arguments with `--diff A B` as `--diff=A,B`: absl's flags take one word."""
     words = list(arguments)
     if "--diff" in words:
         place = words.index("--diff")

@@ -5,17 +5,18 @@ import importlib
 import importlib.util
 import inspect
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from trainer.errors import UserError
+from trainer.registry import module_of
 
 _LONGEST_MESSAGE = 300  # of a library's error, which may be a page
 
 
-def load(field: str, name: str, aliases: Mapping[str, str]) -> ModuleType:
+def load(field: str, name: str, aliases: dict[str, str]) -> ModuleType:
     """Imports the module that `name` stands for: an alias, or a dotted name.
 
     Args:
@@ -24,10 +25,8 @@ def load(field: str, name: str, aliases: Mapping[str, str]) -> ModuleType:
     Raises:
         UserError: if a module that is not ours fails; with its file and line.
     """
-    if name in aliases:
-        return importlib.import_module(aliases[name])
-    with one_line_errors(field, name):
-        return importlib.import_module(name)
+    with contextlib.nullcontext() if name in aliases else one_line_errors(field, name):
+        return importlib.import_module(module_of(name, aliases))
 
 
 @contextlib.contextmanager
@@ -48,12 +47,12 @@ def one_line_errors(
         reason = cause.msg if isinstance(cause, SyntaxError) else str(cause)
         reason = " ".join(reason.split())[:_LONGEST_MESSAGE]
         raise UserError(
-            f"{field} ({name}): {place}: {type(cause).__name__}: {reason}; fix the module"
+            f"{field} ({name}): {place}{type(cause).__name__}: {reason}; fix the module"
         ) from error
 
 
 def defined_at(thing: Any) -> str:
-    """Returns the file and line where a function or class is defined, for a message."""
+    """Returns the file and line of a function or class, or a module's file, for a message."""
     try:
         file, (_, line) = inspect.getsourcefile(thing), inspect.getsourcelines(thing)
     except (OSError, TypeError):
@@ -64,7 +63,8 @@ def defined_at(thing: Any) -> str:
 def _place(file: str, line: int) -> str:
     path = Path(file)
     here = Path.cwd()
-    return f"{path.relative_to(here) if path.is_relative_to(here) else path}, line {line}"
+    shown = str(path.relative_to(here) if path.is_relative_to(here) else path)
+    return f"{shown}, line {line}" if line else shown
 
 
 def _folders(name: str) -> list[str]:
@@ -76,12 +76,12 @@ def _folders(name: str) -> list[str]:
 
 
 def _blame(error: BaseException, folders: list[str]) -> tuple[str, BaseException]:
-    """Returns the innermost place in these folders that an error passed, and the error there.
+    """Returns the innermost place in these folders that an error passed (or ""), and that error.
 
     Keras raises some errors again without the frames of the first one, so the errors that led to
     this one are searched too.
     """
-    place, blamed = "outside of it", error
+    place, blamed = "", error
     cause: BaseException | None = error
     while cause is not None:
         frames = [(f.filename, f.lineno or 0) for f in traceback.extract_tb(cause.__traceback__)]
@@ -89,6 +89,6 @@ def _blame(error: BaseException, folders: list[str]) -> tuple[str, BaseException
             frames.append((cause.filename, cause.lineno or 0))
         inside = [f for f in frames if any(Path(f[0]).is_relative_to(folder) for folder in folders)]
         if inside:
-            place, blamed = _place(*inside[-1]), cause
+            place, blamed = f"{_place(*inside[-1])}: ", cause
         cause = cause.__cause__ or cause.__context__
     return place, blamed

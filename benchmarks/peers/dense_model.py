@@ -1,4 +1,4 @@
-"""Our model of one dense layer, for the overhead of a step beside its arithmetic."""
+"""Our model of one dense layer, for the overhead of a step besides its arithmetic."""
 
 import tf_keras
 
@@ -11,12 +11,11 @@ class Dense(tf_keras.Model):
     def __init__(self, config: ModelConfig):
         super().__init__(name="dense")
         self.flatten = tf_keras.layers.Flatten()
-        self.head = tf_keras.layers.Dense(config.num_classes, dtype="float32")
+        self.head = tf_keras.layers.Dense(config.num_classes, dtype="float32", name="head")
 
     def call(self, images, training=False):  # pyright: ignore[reportIncompatibleMethodOverride]
         del training
         return self.head(self.flatten(images))
 
 
-def dense(config: ModelConfig) -> tf_keras.Model:
-    return Dense(config)
+build = Dense

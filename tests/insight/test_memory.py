@@ -1,4 +1,4 @@
-"""The estimate of a train step's memory against the peak of a process that does one."""
+"""The estimate of a train step's memory: its rules, and the peak of a process that trains."""
 
 import subprocess
 import sys
@@ -6,6 +6,8 @@ import sys
 import numpy as np
 import pytest
 
+from tests.insight.models import build
+from tests.small_models import CONVNET, TINY_MOBILENETV3, TINY_VGG
 from trainer import config as config_lib
 from trainer.config import Config
 from trainer.insight import memory
@@ -59,3 +61,63 @@ def test_the_estimate_is_within_15_percent_of_a_measured_peak(name, batch, preci
     estimate = memory.training_memory(config, model, memory.training_graph(config, model, 3))
     measured = int(done.stdout) + state
     assert estimate.at(batch) == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.parametrize(("precision", "bytes_each"), [("float32", 4), ("mixed_bfloat16", 2)])
+def test_activations_are_what_the_gradient_reads(precision, bytes_each):
+    """`convnet` by hand: the normalised image, of 3 channels, and two ReLUs' outputs, of 16 and 32;
+    the means and the logits are small."""
+    config, model = build(CONVNET, 32, f"precision={precision}")
+    kept = memory.kept_by_layer(memory.training_graph(config, model, 3))
+    convolutions = kept["stage1_conv"] + kept["stage2_conv"]
+    outputs = bytes_each * (32 * 32 * 16 + 16 * 16 * 32)
+    images = bytes_each * 32 * 32 * 3
+    assert outputs <= convolutions <= outputs + images
+    assert sum(kept.values()) <= 1.1 * (outputs + 4 * 32 * 32 * 3 + images)
+
+
+def estimate(*settings: str) -> tuple[memory.TrainingMemory, dict[str, int]]:
+    config, model = build("resnet18", 32, *settings)
+    graph = memory.training_graph(config, model, 3)
+    return memory.training_memory(config, model, graph), memory.kept_by_layer(graph)
+
+
+def test_more_slots_an_average_and_sums_take_what_their_variables_do():
+    settings = (
+        "optimizer.name=sgd",
+        "optimizer.name=adamw",
+        "ema_decay=0.9",
+        "accumulation_steps=2",
+    )
+    base, *others = (estimate(setting)[0].at(8) for setting in settings)
+    _, model = build("resnet18", 32)
+    trainable = 4 * sum(int(np.prod(v.shape)) for v in model.trainable_variables)
+    every = 4 * sum(int(np.prod(v.shape)) for v in model.variables)
+    assert [other - base for other in others] == [trainable, every, trainable]
+
+
+def test_frozen_stages_keep_no_activations_and_take_no_gradients():
+    free, kept = estimate()
+    frozen, kept_frozen = estimate("model.freeze=stage3")
+    assert kept["stage1_block1"] > 0
+    assert sum(kept_frozen[name] for name in kept if name.startswith(("stem", "stage1"))) == 0
+    assert kept_frozen["stage4_block2"] == kept["stage4_block2"]
+    assert frozen.at(256) < 0.6 * free.at(256)
+
+
+def test_the_largest_batch_fits_at_every_point_of_the_step():
+    estimate = memory.TrainingMemory(((100, 1), (10, 10)))
+    assert [estimate.at(n) for n in (0, 10, 20)] == [100, 110, 210]
+    for available in range(90, 400):
+        batch = estimate.batch_that_fits(available)
+        assert batch == 0 or estimate.at(batch) <= available < estimate.at(batch + 1)
+    assert estimate.batch_that_fits(90) == 0
+
+
+@pytest.mark.parametrize("name", ["resnet18", TINY_VGG, TINY_MOBILENETV3])
+def test_an_image_takes_at_least_what_is_kept_of_it(name):
+    config, model = build(name, 32)
+    graph = memory.training_graph(config, model, 3)
+    found = memory.training_memory(config, model, graph)
+    kept = sum(memory.kept_by_layer(graph).values())
+    assert found.at(10_001) - found.at(10_000) >= kept

@@ -1,4 +1,4 @@
-"""Every kind of model trains, in both precisions and on two replicas; what its settings do."""
+"""The families' layers and settings, and what training draws at random."""
 
 import dataclasses
 
@@ -7,8 +7,13 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from tests import small_models
 from tests.conftest import strategy_of
+from tests.small_models import (
+    FAMILIES,
+    KERAS_NORM,
+    TINY_BOTTLENECK,
+    TINY_VGG,
+)
 from tests.step_runs import Run
 from trainer import config as config_lib
 from trainer.config import Config
@@ -18,12 +23,10 @@ from trainer.models.build import build_model
 from trainer.models.layers import BlurPool, Dropout, StochasticDepth, make_divisible
 from trainer.models.vgg import adaptive_mean_pool
 
-STEPS = 40
-
 
 def config_of(digits_config: Config, name: str, *settings: str) -> Config:
     """The digits recipe with this model, small enough for a test of its own."""
-    size = 32 if name == "tiny_vgg" else 16
+    size = 32 if name == TINY_VGG else 16
     constants = [f"model.name={name}", f"data.image_size={size}", "data.global_batch_size=32"]
     constants += ["optimizer.learning_rate=0.05", "optimizer.schedule=constant"]
     constants += ["optimizer.warmup_epochs=0"]
@@ -38,49 +41,12 @@ def weights(run: Run) -> np.ndarray:
     return np.concatenate([np.ravel(v.numpy()) for v in run.state.model.trainable_variables])
 
 
-@pytest.mark.parametrize(
-    "precision", ["float32", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)]
-)
-@pytest.mark.parametrize("name", small_models.FAMILIES)
-def test_each_family_trains_on_two_replicas(digits_config, digits, name, precision):
-    config = config_of(digits_config, name, f"precision={precision}")
-    run = Run(config, digits, strategy_of(2))
-    before = {v.name: v.numpy() for v in run.state.model.variables}
-    found = losses(run, STEPS)
-    assert found[-4:].mean() < 0.97 * found[:4].mean()
-    # Everything that the model has takes part.
-    unmoved = [v.name for v in run.state.model.variables if np.all(v.numpy() == before[v.name])]
-    assert unmoved == []
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "tiny_rs",
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in ("tiny_resnext", "tiny_wrn", "tiny_mobilenetv3")
-        ),
-    ],
-)
-def test_two_replicas_and_one_train_the_same(digits_config, digits, name):
-    config = config_of(digits_config, name, "model.dropout=0.2", "model.stochastic_depth=0.3")
-    one, two = (Run(config, digits, strategy_of(n)) for n in (1, 2))
-    start = weights(one)
-    first, second = losses(one, 1), losses(two, 1)
-    # After one step: later, an activation of zero, up to rounding, may be on either side of it.
-    apart = np.linalg.norm(weights(one) - weights(two))
-    assert apart < 1e-4 * np.linalg.norm(weights(one) - start)
-    first, second = (np.append(a, losses(run, 3)) for a, run in ((first, one), (second, two)))
-    np.testing.assert_allclose(first, second, rtol=1e-3)
-
-
-def test_what_training_leaves_out_depends_on_the_step_and_not_on_the_parts(digits_config, digits):
+def test_dropped_branches_depend_on_the_step_and_not_on_the_parts(digits_config, digits):
     """A run in parts, of more micro-batches and from its middle, draws the same numbers."""
     settings = ("model.stochastic_depth=0.5", "model.dropout=0.5", "model.zero_init_residual=false")
     # Without batch norm's statistics, which the parts of a batch do not share.
     settings += ("model.batch_norm_inference=true", "data.crop=none", "data.pad=0")
-    config = config_of(digits_config, "tiny_bottleneck", *settings)
+    config = config_of(digits_config, TINY_BOTTLENECK, *settings)
     whole = Run(config, digits, strategy_of(1))
     parts = Run(dataclasses.replace(config, accumulation_steps=4), digits, strategy_of(2))
     first, second = losses(whole, 3), losses(parts, 3)
@@ -90,7 +56,7 @@ def test_what_training_leaves_out_depends_on_the_step_and_not_on_the_parts(digit
 
 
 def test_replicas_agree_on_the_statistics_of_a_batch_norm_that_is_not_ours(digits_config, digits):
-    config = config_of(digits_config, "keras_norm", "model.sync_batch_norm=false")
+    config = config_of(digits_config, KERAS_NORM, "model.sync_batch_norm=false")
     run = Run(config, digits, strategy_of(2))
     losses(run, 3)
     for variable in run.state.model.variables:
@@ -102,7 +68,7 @@ def test_replicas_agree_on_the_statistics_of_a_batch_norm_that_is_not_ours(digit
 
 
 def drawn(step: int, first: int, count: int, stream: int = 0, seed: int = 0, shape=(3,)):
-    with randomness.examples(seed, step, tf.constant(first), 64):
+    with randomness.example_context(seed, step, tf.constant(first), 64):
         return randomness.uniform(count, list(shape), stream).numpy()
 
 
@@ -129,7 +95,7 @@ def test_steps_streams_and_seeds_draw_independently():
 @pytest.mark.parametrize("layer", [StochasticDepth(0.25, 0), Dropout(0.25, 0)])
 def test_dropping_keeps_the_expectation_and_evaluation_drops_nothing(layer):
     x = tf.ones([64, 8, 8, 4])
-    with randomness.examples(0, 3, 0, 64):
+    with randomness.example_context(0, 3, 0, 64):
         y = layer(x, training=True).numpy()
     assert set(np.unique(y)) == {0.0, np.float32(1 / 0.75)}
     whole_examples = all(len(np.unique(example)) == 1 for example in y)
@@ -139,8 +105,8 @@ def test_dropping_keeps_the_expectation_and_evaluation_drops_nothing(layer):
     np.testing.assert_array_equal(layer(x, training=False), x)
 
 
-def test_a_model_that_drops_says_what_it_needs_in_training():
-    with pytest.raises(RuntimeError, match=r"randomness\.examples"):
+def test_dropping_outside_of_its_context_is_an_error():
+    with pytest.raises(RuntimeError, match=r"randomness\.example_context"):
         Dropout(0.5, 0)(tf.ones([2, 3]), training=True)
 
 
@@ -212,7 +178,7 @@ def test_a_setting_that_a_family_lacks_is_refused(name, setting):
     assert f"{field} ({value.capitalize()}): {name} does not have it" in str(caught.value)
 
 
-def test_vgg_says_how_large_images_must_be():
+def test_vgg_refuses_small_images():
     with pytest.raises(
         UserError,
         match=r"data.image_size \(16\): must be at least 32 for vgg11_bn.*data.train_sizes",
@@ -220,8 +186,8 @@ def test_vgg_says_how_large_images_must_be():
         build("model.name=vgg11_bn", size=16)
 
 
-def test_every_direct_layer_has_a_name_of_its_own():
-    for name in small_models.FAMILIES:
+def test_every_direct_layer_is_named_after_its_stage():
+    for name in FAMILIES:
         model = build(f"model.name={name}")
         names = [layer.name for layer in model.layers]
         assert len(set(names)) == len(names)

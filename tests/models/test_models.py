@@ -6,7 +6,6 @@ import tensorflow as tf
 import tf_keras
 
 from tests.conftest import strategy_of, with_data
-from trainer import config as config_lib
 from trainer.config import Config, ModelConfig
 from trainer.models.build import build_model
 from trainer.models.norm import BatchNorm
@@ -201,11 +200,3 @@ def test_batch_norm_in_evaluation_uses_the_moving_statistics():
     x = np.arange(8, dtype=np.float32).reshape(1, 2, 2, 2)
     expected = (x - [1.0, -1.0]) / np.sqrt(np.array([4.0, 9.0]) + 1e-3)
     np.testing.assert_allclose(layer(tf.constant(x)), expected, rtol=1e-5)
-
-
-def test_a_new_model_is_one_file_and_one_line():
-    """The registry's promise: tests/small_models.py, and its line in conftest.py."""
-    config = config_lib.override(_config(size=4), ["model.name=linear"])
-    model = build_model(config, channels=1)
-    assert model(tf.zeros([2, 4, 4, 1])).shape == (2, 10)
-    assert _num_parameters(model) == 4 * 4 * 10 + 10

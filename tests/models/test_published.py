@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import pytest
 
-from tests import small_models
 from trainer import config as config_lib
 from trainer.config import Config
 from trainer.insight.anatomy import Row, anatomy
@@ -41,9 +40,8 @@ QUICK = ("resnet18", "resnet50", "resnet50_v1", "resnet18d", "seresnet18", "resn
 QUICK += ("resnet20", "wrn16_4", "vgg11_bn", "mobilenetv2_100", "mobilenetv3_large_100")
 
 
-NAMES = [name for name, module in MODELS.items() if module.startswith("trainer.")]
 EACH_NAME = [
-    pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in NAMES
+    pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in MODELS
 ]
 
 
@@ -66,14 +64,13 @@ def totals(name: str) -> tuple[int, int]:
 
 
 def test_the_table_has_every_model_and_every_family_its_names():
-    assert list(table()) == NAMES
+    assert list(table()) == list(MODELS)
     by_family = {}
-    for name in NAMES:
+    for name in MODELS:
         family = family_of(name)
         by_family.setdefault(family, []).append(name)
     for family, names in by_family.items():
         assert list(family.VARIANTS) == names
-    assert set(MODELS) - set(NAMES) == set(small_models.MODELS)
 
 
 @pytest.mark.parametrize("name", EACH_NAME)
@@ -101,8 +98,8 @@ def test_counts_are_those_of_timm_s_network(name):
 
 
 def test_timm_s_counts_are_there_for_all_but_the_networks_of_small_images():
-    small = [name for name in NAMES if table()[name].image == "32, 10"]
-    assert set(COUNTS) == set(NAMES) - set(small)
+    small = [name for name in MODELS if table()[name].image == "32, 10"]
+    assert set(COUNTS) == set(MODELS) - set(small)
 
 
 @pytest.mark.parametrize("name", [p for p in EACH_NAME if p.values[0].startswith("wrn")])

@@ -11,9 +11,8 @@ import tensorflow as tf
 
 from tests.models.test_parity import model_of
 from tests.parity.cases import CASES, images
-from trainer.config import Config, ModelConfig
 from trainer.models.weights import tensor_file
-from trainer.models.weights.load import torch_tensors
+from trainer.models.weights.names import torch_tensors
 
 
 def main() -> None:
@@ -23,9 +22,8 @@ def main() -> None:
             continue
         if case.name.endswith("_v1"):  # timm's network has its strides elsewhere
             continue
-        config = Config(model=ModelConfig(name=case.name))
         model = model_of(case)
-        tensor_file.write(folder / f"{case.name}.safetensors", torch_tensors(config, model), {})
+        tensor_file.write(folder / f"{case.name}.safetensors", torch_tensors(case.name, model), {})
         logits = model(tf.constant(images(case)), training=False).numpy()
         np.savez(folder / f"{case.name}.npz", images=images(case), logits=logits)
         print(case.name, flush=True)

@@ -11,7 +11,7 @@ from tests.workers import finish, start_workers
 from trainer.run.log import read_records
 
 _FLAGS = (
-    "--set=model.name=resnet8",
+    "--set=model.name=tests.small_models.resnet8",
     "--set=data.global_batch_size=66",  # for two and for three
     "--set=num_epochs=4",
     "--set=eval_every_epochs=1",

@@ -27,7 +27,7 @@ _FLAGS = (
     "--set=deterministic=true",
     f"--set=num_epochs={_EPOCHS}",
     f"--set=data.global_batch_size={_BATCH}",
-    "--set=model.name=resnet8",
+    "--set=model.name=tests.small_models.resnet8",
     "--set=ema_decay=0.9",
     "--set=eval_every_epochs=1",
     "--set=checkpoint_every_s=0",  # a checkpoint after each loop: most random kills hit a write
@@ -198,7 +198,7 @@ def test_killed_at_many_random_moments_it_ends_the_same(undisturbed, data_dir, t
 def linear():
     """A small state, its config, and what opens a folder of its checkpoints."""
     config = config_lib.override(
-        config_lib.load("configs/digits_resnet20.py"), ["model.name=linear"]
+        config_lib.load("configs/digits_resnet20.py"), ["model.name=tests.small_models.linear"]
     )
     with strategy_of(2).scope():
         state = TrainState(config, 1)

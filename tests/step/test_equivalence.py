@@ -47,7 +47,11 @@ _TOLERANCE = {"float32": 1e-4, "mixed_bfloat16": 0.06, "mixed_float16": 0.06}
 
 def _case(row) -> Case:
     _, precision, *settings = row
-    common = ["model.name=convnet", "data.image_size=8", "optimizer.warmup_epochs=0"]
+    common = [
+        "model.name=tests.small_models.convnet",
+        "data.image_size=8",
+        "optimizer.warmup_epochs=0",
+    ]
     # Synchronised batch norm, which the model has no use for, excludes XLA on CPU replicas.
     common += ["model.sync_batch_norm=false", "initial_loss_scale=1024", f"precision={precision}"]
     return Case((*common, *settings), (_STEPS,))
@@ -122,7 +126,11 @@ def _play_on_workers(cases: dict[str, Case], number: int, folder, data_dir) -> l
 # One rank of two, one micro-batch of two, the third step: rows 48 to 63 of 64.
 _OVERFLOW = Case(
     (
-        *("model.name=overflowing", "data.image_size=8", "precision=mixed_float16"),
+        *(
+            "model.name=tests.small_models.overflowing",
+            "data.image_size=8",
+            "precision=mixed_float16",
+        ),
         *("accumulation_steps=2", "ema_decay=0.9", "data.crop=none", "data.pad=0"),
     ),
     (2, 1, 1),

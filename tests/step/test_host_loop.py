@@ -22,10 +22,10 @@ from tensorflow.core.framework.graph_pb2 import GraphDef
 from tensorflow.python.framework import op_def_registry
 from tf_keras import layers
 
-from tests import small_models
 from tests.conftest import strategy_of, with_data
 from tests.data.test_sources import array_config, record_config, write_records
 from tests.photo_files import photo_config, write_photos
+from tests.small_models import TINY_BOTTLENECK, TINY_MOBILENETV3, TINY_RS, TINY_VGG
 from tests.step_runs import Run
 from trainer.config import Config, ModelConfig, load, override
 from trainer.data import tfds_source
@@ -34,7 +34,6 @@ from trainer.data.source import open_source
 from trainer.devices.strategy import checkpoint_device
 from trainer.models.build import build_model
 from trainer.preflight.program import train_step_program
-from trainer.registry import MODELS
 from trainer.run.checkpoint import Checkpoints, run_metadata
 from trainer.step.eval_step import make_eval_loop
 from trainer.step.state import TrainState
@@ -153,16 +152,20 @@ def test_a_recipes_loops_leave_the_host_alone(path):
 # All settings that add operations, a few at a time, on small nets with the recipes' layers.
 OPTIONS = {
     "average, parts, clipping, own statistics": (
-        *("model.name=resnet8", "ema_decay=0.9", "accumulation_steps=2"),
+        *("model.name=tests.small_models.resnet8", "ema_decay=0.9", "accumulation_steps=2"),
         *("optimizer.clip_norm=1.0", "model.sync_batch_norm=false", "label_smoothing=0.1"),
     ),
     "dropout, depth, blur, mixing, AdamW, bfloat16": (
-        *("model.name=tiny_rs", "model.dropout=0.2", "model.stochastic_depth=0.2"),
+        *(
+            "model.name=tests.small_models.tiny_rs",
+            "model.dropout=0.2",
+            "model.stochastic_depth=0.2",
+        ),
         *("model.blur_pool=true", "augment.mixup=0.2", "augment.cutmix=1.0"),
         *("optimizer.name=adamw", "precision=mixed_bfloat16", "accumulation_steps=2"),
     ),
     "frozen, rates of stages": (
-        *("model.name=tiny_bottleneck", "model.freeze=stage1"),
+        *("model.name=tests.small_models.tiny_bottleneck", "model.freeze=stage1"),
         *("model.batch_norm_inference=true", "optimizer.stage_rates=0.1,0.1,0.5,1.0"),
     ),
 }
@@ -181,7 +184,7 @@ def test_options_leave_the_host_alone(digits_config, options):
 # Float16 is no TPU's, and its loss scale is a part of the step: under MirroredStrategy, then.
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_float16_leaves_the_host_alone(digits_config, replicas):
-    options = ("model.name=convnet", "precision=mixed_float16", "xla=off")
+    options = ("model.name=tests.small_models.convnet", "precision=mixed_float16", "xla=off")
     config = with_options(digits_config, options)
     run = Run(config, open_source(config, "train", ""), strategy_of(replicas))
     graph = run.loop.get_concrete_function(run.iterator, tf.constant(1)).graph.as_graph_def()
@@ -191,7 +194,7 @@ def test_float16_leaves_the_host_alone(digits_config, replicas):
 
 def test_a_checkpoint_of_a_tpu_is_that_of_any_other_strategy(digits_config, tmp_path):
     """Written and read as on a TPU: one copy is saved, all are restored."""
-    config = with_options(digits_config, ("model.name=resnet8", "ema_decay=0.9"))
+    config = with_options(digits_config, ("model.name=tests.small_models.resnet8", "ema_decay=0.9"))
     source = open_source(config, "train", "")
 
     def checkpoints(strategy, seed: int) -> tuple[TrainState, Checkpoints]:
@@ -238,14 +241,14 @@ def test_what_is_planted_is_found(digits_config, kind, monkeypatch, tmp_path):
             return x
 
     def build(config: ModelConfig):
-        dense = layers.Dense(config.num_classes)
+        dense = layers.Dense(config.num_classes, name="head")
         return tf_keras.Sequential([layers.Flatten(), dense, Planted()])
 
-    module = types.ModuleType("planted")
+    module = types.ModuleType("planted.model")
     module.build = build
-    monkeypatch.setitem(sys.modules, "planted", module)
-    monkeypatch.setitem(MODELS, "planted", "planted")
-    config = with_options(digits_config, ("model.name=planted",))
+    monkeypatch.setitem(sys.modules, "planted", types.ModuleType("planted"))
+    monkeypatch.setitem(sys.modules, "planted.model", module)
+    config = with_options(digits_config, ("model.name=planted.model",))
     with tf.summary.create_file_writer(str(tmp_path)).as_default():
         graphs = trace(config, open_source(config, "train", ""))
     for graph in graphs.values():
@@ -254,13 +257,6 @@ def test_what_is_planted_is_found(digits_config, kind, monkeypatch, tmp_path):
 
 
 # --- what XLA compiles ------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("net", small_models.FAMILIES)
-def test_a_family_leaves_the_host_alone(digits_config, net):
-    options = (f"model.name={net}", "precision=mixed_bfloat16")
-    assert_no_host_work(with_options(digits_config, options))
 
 
 @pytest.mark.usefixtures("xla")
@@ -287,10 +283,10 @@ class Compiling:
 @pytest.mark.parametrize(
     ("net", "precision"),
     [
-        ("tiny_bottleneck", "float32"),
-        ("tiny_rs", "mixed_bfloat16"),
-        pytest.param("tiny_mobilenetv3", "float32", marks=pytest.mark.slow),
-        pytest.param("tiny_vgg", "float32", marks=pytest.mark.slow),
+        (TINY_BOTTLENECK, "float32"),
+        (TINY_RS, "mixed_bfloat16"),
+        pytest.param(TINY_MOBILENETV3, "float32", marks=pytest.mark.slow),
+        pytest.param(TINY_VGG, "float32", marks=pytest.mark.slow),
     ],
 )
 def test_evaluation_is_the_same_where_xla_compiles_it(digits_config, net, precision):

@@ -1,8 +1,7 @@
-"""What a model is made of: each direct layer's output, parameters, multiply-adds and receptive
-field, as a call of the model shows them.
+"""Output, parameters, multiply-adds and receptive field of each direct layer of a model.
 
-Keras' `summary()` says "multiple" in place of the shapes of subclassed models, whose layers can be
-called with anything. Here the model is called once, and the layers are watched.
+Keras' `summary()` prints "multiple" instead of shapes for subclassed models, whose layers can be
+called with anything. Here the model is called once, and the layers' calls are watched.
 """
 
 import contextlib
@@ -16,9 +15,6 @@ import tf_keras
 
 from trainer.models.stages import stage_of
 
-# Shapes of images with a batch axis of its own, whatever else has which length.
-_BATCH = 1
-
 Watch = Callable[[tf_keras.layers.Layer, Any], None]
 
 
@@ -28,14 +24,14 @@ class Row(NamedTuple):
     stage: str
     name: str
     output: tuple[int, ...]  # without the batch
-    parameters: int  # trainable ones
-    multiply_adds: int  # for one image; of convolutions and dense layers
-    receptive_field: int | None  # pixels of the image, each way; None: the whole of it
+    parameters: int  # trainable
+    multiply_adds: int  # of convolutions and dense layers, for one image
+    receptive_field: int | None  # width and height in pixels of the image; None: the whole image
 
 
 @contextlib.contextmanager
 def watching(watch: Watch) -> Iterator[None]:
-    """Calls `watch(layer, output)` after each call of a layer, of any depth, in order."""
+    """Calls `watch(layer, output)` after each call of a layer, at any depth, in order."""
     layer_class: Any = tf_keras.layers.Layer
     original = layer_class.__call__
 
@@ -52,11 +48,15 @@ def watching(watch: Watch) -> Iterator[None]:
 
 
 def anatomy(model: tf_keras.Model, image_size: int, channels: int) -> list[Row]:
-    """The direct layers of a model in the order of their calls, without those that do nothing."""
+    """Returns the direct layers of a model in the order of their calls, but those without effect.
+
+    Args:
+        image_size: pixels, in each direction.
+    """
     direct = {id(layer) for layer in model.layers}
     calls: dict[str, tuple[tf_keras.layers.Layer, tf.Tensor]] = {}  # the last of each layer
     multiply_adds: Counter[str] = Counter()
-    inside: Counter[str] = Counter()  # since the last direct layer was done
+    inside: Counter[str] = Counter()  # since the last direct layer's end
 
     def watch(layer: tf_keras.layers.Layer, output: Any) -> None:
         for kernel in ("kernel", "depthwise_kernel"):
@@ -73,7 +73,7 @@ def anatomy(model: tf_keras.Model, image_size: int, channels: int) -> list[Row]:
         with watching(watch):
             return model(images, training=False)
 
-    spec = tf.TensorSpec([_BATCH, image_size, image_size, channels], tf.float32)
+    spec = tf.TensorSpec([1, image_size, image_size, channels], tf.float32)
     graph = call.get_concrete_function(spec).graph
     fields = _receptive_fields(graph)
     return [
@@ -91,24 +91,24 @@ def anatomy(model: tf_keras.Model, image_size: int, channels: int) -> list[Row]:
 
 
 def _is_idle(layer: tf_keras.layers.Layer) -> bool:
-    """Dropout and stochastic depth without a rate."""
+    """Whether the layer is dropout or stochastic depth with rate 0."""
     return getattr(layer, "rate", None) == 0
 
 
 class _Field(NamedTuple):
-    """What of the image a pixel sees: an extent in pixels, None for all of it, and the distance
-    between the fields of two neighbours."""
+    """A pixel's receptive field: its extent in pixels of the image (None: the whole image), and the
+    distance to its neighbour's."""
 
     pixels: int | None
     jump: int
 
 
 def _receptive_fields(graph: tf.Graph) -> dict[str, _Field]:
-    """The field of each operation that depends on the images, by name.
+    """Returns the field of each operation that depends on the images, by name.
 
     A window of k pixels, `jump` apart, sees `(k - 1) * jump` more than one of them (Araujo et al.
-    2019, equation 2). Where branches meet it is the larger field that counts. A gate computed from
-    the means of the whole image, as squeeze-and-excite has, is left out.
+    2019, equation 2). Where branches meet, the larger field counts. A gate computed from the means
+    of the whole image, as in squeeze-and-excite, does not.
     """
     fields: dict[str, _Field] = {}
     for op in graph.get_operations():
@@ -129,7 +129,7 @@ def _receptive_fields(graph: tf.Graph) -> dict[str, _Field]:
 
 
 def _window(op: tf.Operation) -> tuple[int, int]:
-    """The height of an operation's window and its stride; 0 for one that has no window."""
+    """Returns the height and stride of an operation's window; height 0 if it has none."""
     if op.type in ("Conv2D", "DepthwiseConv2dNative"):
         return int(op.inputs[1].shape[0] or 0), op.get_attr("strides")[1]
     if op.type in ("MaxPool", "AvgPool"):

@@ -1,26 +1,35 @@
 """Inside a model that sees an image: statistics and a picture of its stages' outputs."""
 
+import dataclasses
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from trainer.config import Config
+from trainer.data.images import decode_eval
+from trainer.errors import UserError
+from trainer.failures import reason_of
 from trainer.insight.anatomy import watching
+from trainer.models.build import build_model
 from trainer.models.stages import stage_of
+from trainer.models.weights.load import load_weights
+from trainer.step.normalize import normalize
 
 _COLUMNS, _TILE, _GAP = 8, 112, 4  # maps a stage, and pixels
 
 
 class Activations(NamedTuple):
-    """The output of a stage: of its last direct layer."""
+    """The output of a stage, that is, of its last direct layer."""
 
     stage: str
     values: np.ndarray  # float32, without the batch: [height, width, channels], or [features]
 
     @property
     def statistics(self) -> dict[str, float]:
-        """Of all numbers of the output."""
+        """The mean, the standard deviation and the share of zeros, over all numbers."""
         return {
             "mean": float(self.values.mean()),
             "std": float(self.values.std()),
@@ -28,9 +37,40 @@ class Activations(NamedTuple):
         }
 
 
+def activations_of_file(config: Config, channels: int, path: Path) -> tuple[list[Activations], str]:
+    """Computes what each stage of the config's model makes of an image file.
+
+    Without `model.weights` the weights are random, and each block computes something: the initial
+    value 0 of `zero_init_residual` would show identities.
+
+    Returns:
+        The stages' outputs, and a line about the weights.
+
+    Raises:
+        UserError: if the image or the weights cannot be read.
+    """
+    try:
+        image = decode_eval(tf.constant(path.read_bytes()), config, channels)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except tf.errors.OpError as error:
+        raise UserError(f"{path}: is not an image ({reason_of(error)})") from None
+    if config.model.weights is None:
+        model_config = dataclasses.replace(config.model, zero_init_residual=False)
+        model = build_model(dataclasses.replace(config, model=model_config), channels)
+        report = "weights are random: trained ones are shown with --set model.weights=PATH"
+    else:
+        model = build_model(config, channels)
+        report = load_weights(config, model)
+    return activations(model, normalize(image, config)), report
+
+
 def activations(model: tf_keras.Model, image: tf.Tensor) -> list[Activations]:
-    """What each stage makes of a normalised image, float32 `[height, width, channels]`, in
-    evaluation."""
+    """Computes what each stage makes of a normalised image, in evaluation.
+
+    Args:
+        image: float32 `[height, width, channels]`.
+    """
     direct = {id(layer) for layer in model.layers}
     outputs: dict[str, np.ndarray] = {}
 
@@ -43,9 +83,26 @@ def activations(model: tf_keras.Model, image: tf.Tensor) -> list[Activations]:
     return [Activations(stage, values) for stage, values in outputs.items()]
 
 
+def write_picture(found: list[Activations], path: Path) -> str:
+    """Writes the picture of `grid` as a PNG, and returns a line for the user.
+
+    Raises:
+        UserError: if the file cannot be written.
+    """
+    try:
+        path.write_bytes(tf.io.encode_png(grid(found)[:, :, None]).numpy())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+    stages = [one.stage for one in found if one.values.ndim == 3]
+    return f"{path}: one row of feature maps for each of {', '.join(stages)}"
+
+
 def grid(found: list[Activations]) -> np.ndarray:
-    """A picture, uint8 `[height, width]`: a row for each stage that has maps, of the 8 that vary
-    most, each from its least number, black, to its greatest, white."""
+    """Returns a picture, uint8 `[height, width]`, with a row for each stage that has maps.
+
+    A row has the 8 maps that vary most, each scaled from its least number, black, to its greatest,
+    white.
+    """
     rows = []
     for one in found:
         if one.values.ndim != 3:

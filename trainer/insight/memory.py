@@ -1,9 +1,9 @@
-"""How much memory a train step takes: an estimate from the step's own graph.
+"""An estimate of a train step's memory, from the step's own graph.
 
-The graph of forward and backward is gone through in its order; what an operation makes is held from
-there until the last operation that reads it. That is what TensorFlow's executor does, but for the
-order of what is independent, for what convolutions work in, and for what the allocator wastes: for
-these there is an allowance, as measured on a CPU (tests/test_memory.py).
+The operations of forward and backward are walked in order. A tensor is held from the operation that
+makes it to the last one that reads it. TensorFlow's executor does the same, except for the order of
+independent operations, the scratch memory of convolutions, and the allocator's waste. For these
+there is an allowance, as measured on a CPU (tests/insight/test_memory.py).
 """
 
 import dataclasses
@@ -19,50 +19,50 @@ from trainer.config import Config
 from trainer.step.optim import OPTIMIZERS
 from trainer.step.train_step import forward_backward
 
-# A batch that no other axis has, so that an axis of this length tells what grows with the batch.
+# A batch size that no other axis has: an axis of this length is the batch.
 _MARKER = 1009
 
 # What measured peaks (ResNet-18 and -50, SE-ResNet-50, ResNeXt-50, wide ResNet-50, VGG-11 and -16,
-# MobileNetV2 and V3) had beyond the graph's own: a share of what comes with each image, larger in
-# half precision; what the allocator wastes; and copies of the largest kernel, in the layouts that
-# oneDNN's matrix products want, outside of TensorFlow's allocator. How many there are at once is a
-# matter of what the executor runs side by side: VGG-11's step, in float32, takes 2.3 GiB with one
-# thread for operations, 2.6 or 2.7 with two, 2.7 with four.
+# MobileNetV2 and V3) exceeded the graph's own memory by: a share of the memory per image, larger in
+# half precision; the allocator's waste; and copies of the largest kernel in the layouts of oneDNN's
+# matrix products, outside of TensorFlow's allocator. The number of copies at a time depends on what
+# the executor runs in parallel: VGG-11's step, in float32, takes 2.3 GiB with one thread for
+# operations, 2.6 or 2.7 with two, 2.7 with four.
 _ALLOWANCE = {"float32": 1.1, "mixed_bfloat16": 1.2, "mixed_float16": 1.2}
 _WASTE = 64 * 2**20
 _KERNEL_COPIES = 1.25
 
-# What hands its input on, without a copy.
+# Operations that return their input without a copy.
 _ALIASES = {"Identity", "Reshape", "Squeeze", "ExpandDims", "StopGradient", "PreventGradient"}
-# What writes its result over an input of the same size that nobody else reads.
+# Operations that overwrite an input of the same size that no other one reads.
 _IN_PLACE = {
     *("AddV2", "Add", "Sub", "Mul", "Neg", "RealDiv", "Maximum", "Minimum", "AddN"),
     *("Relu", "Relu6", "ReluGrad", "Relu6Grad", "Sigmoid", "SigmoidGrad", "BiasAdd"),
 }
-# What holds no memory of its own.
+# Operations whose outputs take no memory.
 _FREE = {"Const", "Placeholder", "ReadVariableOp", "NoOp", "AssignVariableOp"}
 
 
 class TrainingMemory(NamedTuple):
-    """What a train step holds, as the greatest of `fixed + batch_size * per_image` bytes over the
-    points of its way: forward, where activations are what counts, and back, where gradients are.
+    """The memory of a train step: the maximum of `fixed + batch_size * per_image` bytes over the
+    points of the step, some in the forward pass, others in the backward pass.
 
-    The process itself, TensorFlow and the graph, comes on top: 0.7 GiB on a CPU.
+    The process itself (TensorFlow and the graph) is not included: 0.7 GiB on a CPU.
     """
 
-    points: tuple[tuple[int, int], ...]  # fixed and per_image, of those that can be the greatest
+    points: tuple[tuple[int, int], ...]  # fixed and per_image, of the points that can be the peak
 
     def at(self, batch_size: int) -> int:
-        """The peak of a micro-batch of so many images, in bytes."""
+        """Returns the peak for a micro-batch of this size, in bytes."""
         return max(fixed + batch_size * per_image for fixed, per_image in self.points)
 
     def batch_that_fits(self, memory: int) -> int:
-        """The largest micro-batch for so many bytes; 0 where not even one image fits."""
+        """Returns the largest micro-batch that fits in `memory` bytes; 0 if not even one image."""
         return max(0, min((memory - fixed) // max(each, 1) for fixed, each in self.points))
 
 
 class _Size(NamedTuple):
-    """Bytes, of which some come with each image."""
+    """Bytes: a fixed part, and a part for each image."""
 
     fixed: int
     per_image: int
@@ -84,7 +84,7 @@ def training_graph(config: Config, model: tf_keras.Model, channels: int) -> tf.G
 
 
 def kept_by_layer(graph: tf.Graph) -> Counter[str]:
-    """Bytes an image that the forward pass of each direct layer keeps for the backward pass."""
+    """Returns the bytes per image that each direct layer keeps for the backward pass, by name."""
     operations = _needed(graph)
     start = next(i for i, op in enumerate(operations) if "gradient_tape" in op.name)
     forward = {op.name for op in operations[:start]}
@@ -101,7 +101,7 @@ def kept_by_layer(graph: tf.Graph) -> Counter[str]:
 
 
 def training_memory(config: Config, model: tf_keras.Model, graph: tf.Graph) -> TrainingMemory:
-    """The estimate, for this graph and the config's optimizer, average and accumulation."""
+    """Estimates the memory for a graph and the config's optimizer, average and accumulation."""
     operations = _needed(graph)
     readers: Counter = Counter()
     for op in operations:
@@ -135,8 +135,10 @@ def training_memory(config: Config, model: tf_keras.Model, graph: tf.Graph) -> T
 
 
 def _needed(graph: tf.Graph) -> list[tf.Operation]:
-    """The operations that the gradients or the statistics depend on, in order: TensorFlow leaves
-    out the others, as the backward pass of what is frozen."""
+    """Returns the operations that gradients or statistics depend on, in order.
+
+    TensorFlow leaves out the others, such as the backward pass of frozen layers.
+    """
     wanted = [tensor.op for tensor in graph.structured_outputs]
     wanted += [op for op in graph.get_operations() if op.type == "AssignVariableOp"]
     seen = set()
@@ -149,7 +151,7 @@ def _needed(graph: tf.Graph) -> list[tf.Operation]:
 
 
 def _greatest(points: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-    """Without those that another one exceeds in both."""
+    """Returns the points that no other one exceeds in both numbers."""
     found: list[tuple[int, int]] = []
     for fixed, per_image in sorted(points, reverse=True):
         if not found or per_image > found[-1][1]:
@@ -158,8 +160,8 @@ def _greatest(points: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
 
 
 def _state_bytes(config: Config, model: tf_keras.Model) -> int:
-    """What is there at any time: variables, slots, average, copies and waste, and the sums of
-    gradients where they are accumulated. The gradients of one micro-batch are in the graph."""
+    """Returns the bytes held at all times: variables, slots, average, copies, waste, and sums of
+    accumulated gradients. (The gradients of one micro-batch are in the graph.)"""
     variables = sum(4 * math.prod(v.shape) for v in model.variables)
     trainable = sum(4 * math.prod(v.shape) for v in model.trainable_variables)
     compute = tf.as_dtype(tf_keras.mixed_precision.Policy(config.precision).compute_dtype)
@@ -175,7 +177,7 @@ def _state_bytes(config: Config, model: tf_keras.Model) -> int:
 
 
 def _source(tensor: tf.Tensor) -> tf.Tensor:
-    """The tensor whose memory this one is."""
+    """Returns the tensor whose memory this one shares."""
     while tensor.op.type in _ALIASES:
         tensor = tensor.op.inputs[0]
     return tensor
@@ -199,6 +201,6 @@ def _minus(first: _Size, *others: _Size) -> _Size:
 
 
 def _layer(op: tf.Operation) -> str:
-    """The direct layer in whose call an operation was made: `resnet50/stage1_block1/…`."""
+    """Returns the direct layer that an operation belongs to: `resnet50/stage1_block1/…`."""
     parts = op.name.split("/")
     return parts[1] if len(parts) > 2 else ""

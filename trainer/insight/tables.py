@@ -1,4 +1,4 @@
-"""What `trainer.inspect` prints: tables for a terminal, Markdown, JSON."""
+"""Tables of `trainer.inspect`: for a terminal, as Markdown, as JSON."""
 
 import dataclasses
 import io
@@ -15,25 +15,27 @@ from trainer.insight.anatomy import Row, anatomy
 from trainer.insight.feature_maps import Activations
 from trainer.insight.memory import TrainingMemory, kept_by_layer, training_graph, training_memory
 from trainer.models.build import build_model
+from trainer.units import bytes_text, count_text
 
-_WIDTH, _LEAST = 132, 88  # of tables, where no terminal says how wide it is, and in a narrow one
+# Columns of a table: without a terminal, and at least in one.
+_WIDTH, _LEAST = 132, 88
 _PRECISIONS = ("float32", "mixed_bfloat16")
 _COLUMNS = ("output", "parameters", "mult-adds", "activations", "field")
-_SOME = 32  # images, whose memory is told as an example
+_EXAMPLE_BATCH = 32  # images, whose memory is shown as an example
 
 
 class Report(NamedTuple):
-    """All that is to be said of a model."""
+    """What the tables of a model are made from."""
 
     config: Config
     channels: int
     rows: list[Row]
-    activation_bytes: dict[str, int]  # an image, kept for the backward pass, by the row's name
+    activation_bytes: dict[str, int]  # kept for the backward pass of an image, by the row's name
     memory: dict[str, TrainingMemory]  # by precision
 
 
 def make_report(config: Config, channels: int) -> Report:
-    """Builds the model, in each precision, and looks at it."""
+    """Builds the model in each precision, and examines it."""
     memory = {}
     kept: dict[str, int] = {}
     rows: list[Row] = []
@@ -48,10 +50,10 @@ def make_report(config: Config, channels: int) -> Report:
 
 
 def render(report: Report, memory: int, style: str) -> str:
-    """The report as a text.
+    """Returns the report as text.
 
     Args:
-        memory: for which the largest batch is told, in bytes.
+        memory: in bytes; the report has the largest training batch that fits.
         style: `table`, `md` or `json`.
     """
     config = report.config
@@ -62,30 +64,30 @@ def render(report: Report, memory: int, style: str) -> str:
     header = ("", *_COLUMNS)
     lines = [_cells(*line) for line in _lines(report)]
     notes = [
-        f"activations: what the forward pass keeps for the backward pass, of one image in "
+        f"activations: memory that the forward pass keeps for the backward pass, for one image in "
         f"{config.precision}",
-        "field: the receptive field, in pixels of the image each way",
+        "field: the receptive field's width and height, in pixels of the image",
         *_fits(report, memory),
     ]
     return _render_table(title, header, lines, notes, style)
 
 
 def _fits(report: Report, memory: int) -> list[str]:
-    """What batch fits in so many bytes, in each precision."""
+    """Returns notes on the largest batch in this many bytes, for each precision."""
     config = report.config
     return [
-        f"{config.model.name} in {_bytes(memory)}, training with {config.optimizer.name} "
-        f"(estimate; the process, 0.7 GiB on a CPU, not counted):",
+        f"{config.model.name} in {bytes_text(memory)}, training with {config.optimizer.name} "
+        f"(estimate; without the process itself, 0.7 GiB on a CPU):",
         *(
             f"  {precision}: {one.batch_that_fits(memory):,} images at a time; "
-            f"{_SOME} take {_bytes(one.at(_SOME))}"
+            f"{_EXAMPLE_BATCH} take {bytes_text(one.at(_EXAMPLE_BATCH))}"
             for precision, one in report.memory.items()
         ),
     ]
 
 
 class _Line(NamedTuple):
-    """A line of the table: a stage, one of its blocks, or the whole."""
+    """A line of the table: a stage, one of its blocks, or the total."""
 
     title: str
     output: Sequence[int]
@@ -100,14 +102,14 @@ def _cells(title: str, output, parameters, multiply_adds, activation_bytes, fiel
         title,
         "x".join(map(str, output)),
         f"{parameters:,}",
-        _count(multiply_adds),
-        _bytes(activation_bytes),
+        count_text(multiply_adds),
+        bytes_text(activation_bytes),
         "all" if field is None else f"{field}",
     ]
 
 
 def _lines(report: Report) -> list[_Line]:
-    """Each stage and its blocks, and the total."""
+    """Returns a line for each stage and each of its blocks, and the total."""
     lines = []
     for stage, group in itertools.groupby(report.rows, key=lambda row: row.stage):
         rows = list(group)
@@ -124,7 +126,7 @@ def _sum(title: str, rows: Sequence[Row], report: Report) -> _Line:
         rows[-1].output,
         sum(row.parameters for row in rows),
         sum(row.multiply_adds for row in rows),
-        # Of the whole: what is kept outside of all direct layers too.
+        # The total includes what is kept outside of the direct layers.
         sum(report.activation_bytes.values())
         if rows is report.rows
         else sum(report.activation_bytes.get(row.name, 0) for row in rows),
@@ -154,7 +156,7 @@ def _as_dict(report: Report, memory: int) -> dict[str, Any]:
             precision: {
                 "in_bytes": memory,
                 "batch_that_fits": one.batch_that_fits(memory),
-                "bytes_with_32_images": one.at(_SOME),
+                "bytes_with_32_images": one.at(_EXAMPLE_BATCH),
             }
             for precision, one in report.memory.items()
         },
@@ -162,7 +164,7 @@ def _as_dict(report: Report, memory: int) -> dict[str, Any]:
 
 
 def render_difference(first: Report, second: Report, memory: int, style: str) -> str:
-    """Two models side by side, stage by stage."""
+    """Returns two models as text, compared stage by stage."""
     names = [report.config.model.name for report in (first, second)]
     if style == "json":
         both = [_as_dict(report, memory) for report in (first, second)]
@@ -180,7 +182,11 @@ def render_difference(first: Report, second: Report, memory: int, style: str) ->
             ratio = _ratio(pair) if letter == "B" else ""
             lines.append([f"{title} {letter}", *cells, ratio])
     header = ("", *_COLUMNS, "B / A")
-    notes = ["B / A: of the multiply-adds", *_fits(first, memory), *_fits(second, memory)]
+    notes = [
+        "B / A: the ratio of multiply-adds",
+        *_fits(first, memory),
+        *_fits(second, memory),
+    ]
     return _render_table(f"A: {names[0]}, B: {names[1]}", header, lines, notes, style)
 
 
@@ -192,7 +198,7 @@ def _ratio(pair: Sequence[_Line | None]) -> str:
 
 
 def render_activations(config: Config, found: list[Activations], style: str) -> str:
-    """The statistics of the stages' outputs."""
+    """Returns the statistics of the stages' outputs as text."""
     if style == "json":
         stages = {one.stage: {"output": list(one.values.shape), **one.statistics} for one in found}
         return json.dumps({"model": config.model.name, "stages": stages}, indent=1) + "\n"
@@ -213,7 +219,7 @@ def _render_table(
     notes: Sequence[str],
     style: str,
 ) -> str:
-    """As Markdown, or as a table for the terminal, in colours where it is one."""
+    """Returns Markdown, or a table for the terminal, with colours if stdout is one."""
     if style == "md":
         rows = [header, ["---", *("---:" for _ in header[1:])], *lines]
         table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
@@ -236,17 +242,3 @@ def _render_table(
     for note in notes:
         console.print(note, markup=False)
     return text.getvalue()
-
-
-def _count(number: int) -> str:
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.3f} {unit}"
-    return f"{number}"
-
-
-def _bytes(number: int) -> str:
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if number >= size:
-            return f"{number / size:.1f} {unit}"
-    return f"{number} B"

@@ -1,12 +1,15 @@
 """Model families, one file each.
 
-A file has `build(config: Config) -> tf_keras.Model`, and its models have a line each in
-`trainer/registry.py`. It may have
+A file defines `build(config: ModelConfig) -> tf_keras.Model`; `trainer/registry.py` maps the short
+names of its models to it. A user's own module does the same, under its dotted name. A file may
+define
 
 - `SETTINGS`: which of `model.blur_pool`, `stochastic_depth` and `dropout` its models support; the
   others are refused;
-- `NAMES`: what other libraries call the layers, for weights from there: see weights/names.py.
+- `NAMES`: the layers' names in other libraries, to load their weights: see weights/names.py;
+- `EPSILONS`: libraries' batch norm epsilons that differ from `model.batch_norm_epsilon`'s default.
 
-The direct layers of a model are named after their stage, `stem`, `stage1_block1`, `head_pool`:
-what stands before the first underscore. The layer `head` makes the logits.
+A model maps normalised images `[batch, height, width, channels]` to float32 logits
+`[batch, classes]`. Its direct layers are named after their stage, the part before the first
+underscore: `stem`, `stage1_block1`, `head_pool`. The layer `head` makes the logits.
 """

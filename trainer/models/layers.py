@@ -1,4 +1,4 @@
-"""What the families' blocks are made of: convolutions with batch norm, and what goes beside them.
+"""The layers that the families' blocks are built from: convolutions with batch norm, and others.
 
 Images are `[batch, height, width, channels]` throughout.
 """
@@ -18,7 +18,7 @@ Activation = Callable[[tf.Tensor], tf.Tensor]
 
 
 def _he_fan_out() -> tf_keras.initializers.Initializer:
-    """He et al. 2015b, equation 15, fan-out: keeps the gradient's variance through the layers."""
+    """He et al. 2015b, equation 15, with the fan-out: keeps the gradient's variance."""
     return tf_keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
 
 
@@ -33,17 +33,17 @@ def hard_swish(x: tf.Tensor) -> tf.Tensor:
 
 
 def make_divisible(channels: float, divisor: int = 8) -> int:
-    """The nearest multiple of `divisor`, raised where that is less than 90 % of `channels`
-    (MobileNetV2's published code; Sandler et al. 2018)."""
+    """Returns the nearest multiple of `divisor`, or the next one if that is less than 90 % of
+    `channels` (MobileNetV2's published code; Sandler et al. 2018)."""
     rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * channels else rounded
 
 
 def pad_evenly(x: tf.Tensor, kernel_size: int, stride: int) -> tf.Tensor:
-    """Pads strided windows by `(kernel_size - 1) / 2` a side.
+    """Pads images for strided windows, by `(kernel_size - 1) / 2` on each side.
 
     TensorFlow's "same" pads strided convolutions unevenly, by an amount that depends on the image
-    size; the papers' networks, and every published weight, pad evenly: pad before, then "valid".
+    size. The papers' networks and all published weights pad evenly: pad first, then use "valid".
     """
     if stride == 1 or kernel_size == 1:
         return x
@@ -59,7 +59,10 @@ def conv(
     groups: int = 1,
     use_bias: bool = False,
 ) -> layers.Conv2D:
-    """A convolution that wants what is strided to be padded before. No bias: batch norm has one."""
+    """Returns a convolution. If strided, pad its input with `pad_evenly` first.
+
+    It has no bias by default, since the batch norm behind it has one.
+    """
     return (layers.Conv2D if groups == 1 else GroupedConv)(
         filters,
         kernel_size,
@@ -73,7 +76,7 @@ def conv(
 
 
 def depthwise_conv(kernel_size: int, stride: int, name: str) -> layers.DepthwiseConv2D:
-    """As `conv`, of each channel by itself."""
+    """Returns a depthwise convolution. If strided, pad its input with `pad_evenly` first."""
     return layers.DepthwiseConv2D(
         kernel_size,
         stride,
@@ -85,10 +88,10 @@ def depthwise_conv(kernel_size: int, stride: int, name: str) -> layers.Depthwise
 
 
 class GroupedConv(layers.Conv2D):
-    """A convolution in groups (Xie et al. 2017, figure 3c).
+    """A grouped convolution (Xie et al. 2017, figure 3c).
 
-    Keras compiles grouped convolutions by XLA everywhere, where a CPU takes a hundred times as long
-    as TensorFlow's own kernel (ResNeXt-50's second convolution, forward and backward).
+    Keras compiles grouped convolutions by XLA on all devices. On a CPU that takes a hundred times
+    as long as TensorFlow's own kernel (ResNeXt-50's second convolution, forward and backward).
     """
 
     def call(self, inputs):
@@ -96,7 +99,7 @@ class GroupedConv(layers.Conv2D):
 
 
 def norm(config: ModelConfig, name: str, gamma_initializer: str = "ones") -> BatchNorm:
-    """Batch norm with the config's constants."""
+    """Returns batch norm with the config's constants."""
     return BatchNorm(
         config.batch_norm_momentum,
         config.batch_norm_epsilon,
@@ -107,12 +110,12 @@ def norm(config: ModelConfig, name: str, gamma_initializer: str = "ones") -> Bat
 
 
 class ConvNorm(layers.Layer):
-    """Convolution, batch norm and, unless it is None, an activation.
+    """A convolution, batch norm and an activation (unless it is None).
 
     `[batch, height, width, channels]` -> `[batch, ⌈height/stride⌉, ⌈width/stride⌉, filters]`.
 
     Args:
-        filters: None for a depthwise convolution, which keeps the channels.
+        filters: output channels; None for a depthwise convolution, which keeps the input's.
     """
 
     def __init__(
@@ -142,12 +145,12 @@ class ConvNorm(layers.Layer):
 
 
 class SqueezeExcite(layers.Layer):
-    """Scales channels by a gate computed from their means (Hu et al. 2018, equations 2 to 4).
+    """Scales channels by a gate that is computed from their means (Hu et al. 2018, eq. 2 to 4).
 
     `[batch, height, width, channels]` in and out.
 
     Args:
-        squeezed: how many numbers the means are squeezed into.
+        squeezed: the number of channels between `reduce` and `expand`.
         gate: the sigmoid of equation 3.
     """
 
@@ -167,8 +170,8 @@ class SqueezeExcite(layers.Layer):
 
 
 class BlurPool(layers.Layer):
-    """A blur by the binomial filter `[1, 2, 1] / 4` each way, then every second pixel: shrinks
-    without aliasing (Zhang 2019, section 3.2). Reflects at the edges.
+    """Halves images without aliasing: blurs with the binomial filter `[1, 2, 1] / 4` in each
+    direction, then takes every second pixel (Zhang 2019, section 3.2). Reflects at the edges.
 
     `[batch, height, width, channels]` -> `[batch, ⌈height/2⌉, ⌈width/2⌉, channels]`.
     """
@@ -176,7 +179,7 @@ class BlurPool(layers.Layer):
     def call(self, x, training=False):
         del training
         channels = x.shape[-1]
-        # A side of one pixel has nothing to reflect: it repeats.
+        # One pixel cannot be reflected; repeat it.
         mode = "REFLECT" if min(x.shape[1:3]) > 1 else "SYMMETRIC"
         x = tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]], mode)
         weights = np.outer([1, 2, 1], [1, 2, 1])[:, :, None, None] / 16
@@ -185,11 +188,11 @@ class BlurPool(layers.Layer):
 
 
 class StochasticDepth(layers.Layer):
-    """In training, leaves out a branch of whole examples: 0 with probability `rate`, else the
-    branch divided by `1 - rate`, so that evaluation needs no factor (Huang et al. 2016, section 3,
+    """In training, drops a branch for whole examples: 0 with probability `rate`, else the branch
+    divided by `1 - rate`, so that evaluation needs no factor (Huang et al. 2016, section 3,
     rescaled in training as most code does).
 
-    `[batch, …]` in and out. Draws from the stream `stream` (see randomness.py).
+    `[batch, …]` in and out. Draws from the stream `stream` (randomness.py).
     """
 
     def __init__(self, rate: float, stream: int, name: str | None = None):
@@ -205,7 +208,10 @@ class StochasticDepth(layers.Layer):
 
 class Dropout(layers.Layer):
     """In training, sets numbers to 0 with probability `rate` and divides the others by `1 - rate`
-    (Srivastava et al. 2014). `[batch, …]` in and out."""
+    (Srivastava et al. 2014).
+
+    `[batch, …]` in and out. Draws from the stream `stream` (randomness.py).
+    """
 
     def __init__(self, rate: float, stream: int, name: str | None = None):
         super().__init__(name=name)
@@ -219,10 +225,10 @@ class Dropout(layers.Layer):
 
 
 def classifier(config: ModelConfig) -> layers.Dense:
-    """The last layer: `[batch, features]` -> float32 logits `[batch, classes]`.
+    """Returns the last layer, `head`: `[batch, features]` -> float32 logits `[batch, classes]`.
 
-    float32 at any precision: softmax and loss lose too much in half precision. The bound is
-    torchvision's: uniform in ±1/sqrt(fan_in).
+    It computes in float32 at any precision, since softmax and loss lose too much in half precision.
+    Its weights start uniform in ±1/sqrt(fan_in), as torchvision's do.
     """
     return layers.Dense(
         config.num_classes,

@@ -1,5 +1,5 @@
 """MobileNetV2 (Sandler et al. 2018, "Inverted Residuals and Linear Bottlenecks") and MobileNetV3
-(Howard et al. 2019, "Searching for MobileNetV3"): both are stages of inverted residual blocks.
+(Howard et al. 2019, "Searching for MobileNetV3"): stages of inverted residual blocks.
 """
 
 import re
@@ -38,17 +38,17 @@ class Row(NamedTuple):
 
 
 class Variant(NamedTuple):
-    """A network: its stem's channels and activation, its stages, and what comes before the head."""
+    """A network: its stem, its stages, and the layers before the head."""
 
-    stem: int
-    activation: Activation  # of the stem and of the last convolution
+    stem: int  # channels
+    activation: Activation  # of the stem and the last convolution
     stages: tuple[tuple[Row, ...], ...]
     last: int  # channels of the last convolution
-    features: int  # of the dense layer behind the mean, which MobileNetV2 does not have: 0
+    features: int  # of the dense layer behind the mean; 0 for none, as in MobileNetV2
 
 
 def _v2(multiplier: float) -> Variant:
-    """Table 2, all widths times `multiplier`; the last convolution has no fewer channels."""
+    """Returns table 2 with all widths times `multiplier`, the last one at least 1280."""
 
     def width(channels: int) -> int:
         return make_divisible(channels * multiplier)
@@ -115,9 +115,9 @@ VARIANTS: dict[str, Variant] = {
 
 
 class InvertedResidual(layers.Layer):
-    """1x1 up to `row.expanded` channels, depthwise, 1x1 down without activation; the input is added
-    where the shape stays (Sandler et al. 2018, figure 4d). MobileNetV3 squeezes and excites behind
-    the depthwise convolution.
+    """A 1x1 convolution up to `row.expanded` channels, a depthwise one, and 1x1 down without
+    activation; adds the input if the shape is the same (Sandler et al. 2018, figure 4d).
+    MobileNetV3 has squeeze-and-excite behind the depthwise convolution.
 
     `[batch, height, width, in]` -> `[batch, ⌈height/stride⌉, ⌈width/stride⌉, row.filters]`.
     """
@@ -178,7 +178,7 @@ class MobileNet(tf_keras.Model):
         )
         self.mean_pool = layers.GlobalAveragePooling2D(keepdims=True, name="head_pool")
         self.features: layers.Conv2D | None = None
-        if variant.features:  # a dense layer, written as the 1x1 convolution that it is
+        if variant.features:  # a dense layer, written as the equivalent 1x1 convolution
             self.features = conv(variant.features, 1, 1, "head_features", use_bias=True)
         self.dropout = Dropout(config.dropout, stream=total, name="head_dropout")
         self.head = classifier(config)
@@ -195,12 +195,12 @@ class MobileNet(tf_keras.Model):
 
 
 def build(config: ModelConfig) -> MobileNet:
-    """The network that `config.name` names in `VARIANTS`."""
+    """Builds the network of `VARIANTS` that `config.name` names."""
     return MobileNet(config, VARIANTS[config.name], config.name)
 
 
 def _block_of(model: MobileNet, path: str) -> tuple[InvertedResidual, int, int, str] | None:
-    """The block, its stage and its place in it, and the rest of the path."""
+    """Returns the block, the indices of its stage and in it, and the rest of the path."""
     match = re.fullmatch(r"stage(\d+)_block(\d+)/(.*)", path)
     if not match:
         return None
@@ -209,7 +209,7 @@ def _block_of(model: MobileNet, path: str) -> tuple[InvertedResidual, int, int, 
 
 
 def timm_name(model: MobileNet, path: str) -> str:
-    """`stage2_block1/depthwise/norm` -> `blocks.1.0.bn2`."""
+    """Returns a layer's name in timm: `stage2_block1/depthwise/norm` -> `blocks.1.0.bn2`."""
     found = _block_of(model, path)
     if found is None:
         v3 = model.features is not None
@@ -233,7 +233,7 @@ def timm_name(model: MobileNet, path: str) -> str:
 
 
 def torchvision_name(model: MobileNet, path: str) -> str:
-    """`stage2_block1/depthwise/norm` -> `features.2.conv.1.1`."""
+    """Returns a layer's name in torchvision, such as `features.2.conv.1.1`."""
     v3 = model.features is not None
     blocks = [block for stage in model.stages for block in stage]
     found = _block_of(model, path)
@@ -253,19 +253,19 @@ def torchvision_name(model: MobileNet, path: str) -> str:
     number = parts.index(part)
     if part == "se":
         return f"{prefix}{number}.fc{1 if kind == 'reduce' else 2}"
-    if part == "project" and not v3:  # its layers lie bare
+    if part == "project" and not v3:  # its two layers are not in a module
         return f"{prefix}{number + (kind == 'norm')}"
     return f"{prefix}{number}.{int(kind == 'norm')}"
 
 
 def _parts(block: InvertedResidual, with_se: bool = False) -> list[str]:
-    """The names of a block's layers, in order."""
+    """Returns the names of a block's layers, in order."""
     expand = [] if block.expand is None else ["expand"]
     squeeze_excite = ["se"] if with_se and block.squeeze_excite is not None else []
     return [*expand, "depthwise", *squeeze_excite, "project"]
 
 
-# Where a library's network has another batch norm epsilon than ours.
+# Libraries' batch norm epsilons that differ from ours.
 EPSILONS = {
     ("torchvision", "mobilenetv3_large_100"): 1e-3,
     ("torchvision", "mobilenetv3_small_100"): 1e-3,

@@ -1,4 +1,4 @@
-"""Batch normalisation that is the same function on any number of replicas."""
+"""Batch normalisation that computes the same on any number of replicas."""
 
 import tensorflow as tf
 import tf_keras
@@ -9,15 +9,15 @@ class BatchNorm(tf_keras.layers.Layer):
 
     `[batch, height, width, channels]` in and out. Statistics are float32 at any precision.
 
-    Why not Keras' own: its fused and its synchronised form keep different moving variances (one
-    with Bessel's correction, one without), so a run on two replicas ends in other values than a
-    run on one. Here both keep the biased variance of the batch, the one that normalises it.
-    And its moving statistics differ between replicas until a checkpoint averages them, so resuming
-    changes them; here they are ordinary mirrored variables: each replica writes its own copy,
-    and the train step makes the copies equal where `synchronized` does not (see steps.py).
+    Keras' own layer keeps different moving variances in its fused and its synchronised form (one
+    with Bessel's correction, one without), so a run on two replicas ends with other values than a
+    run on one. Here both keep the biased variance of the batch, which also normalises it.
+    Keras' moving statistics differ between replicas until a checkpoint averages them, so resuming
+    changes them. Here they are ordinary mirrored variables: each replica writes its own copy, and
+    the train step makes the copies equal if `synchronized` does not (step/train_step.py).
 
-    A layer that is frozen (`trainable = False`) or whose `inference` is set normalises in training
-    as in evaluation: by its moving statistics, which stay as they are.
+    If the layer is frozen (`trainable = False`) or its `inference` is set, it normalises by its
+    moving statistics in training too, and leaves them as they are.
 
     Args:
         synchronized: compute the batch's statistics over all replicas (one all-reduce forward
@@ -42,12 +42,12 @@ class BatchNorm(tf_keras.layers.Layer):
 
     @property
     def updates_statistics(self) -> bool:
-        """Whether a forward pass in training moves the statistics."""
+        """Whether a forward pass in training changes the statistics."""
         return self.trainable and not self.inference
 
     def build(self, input_shape):
         def weight(name: str, initializer: str, trainable: bool) -> tf.Variable:
-            # AutoCastVariable would hand the scale over in half precision.
+            # An AutoCastVariable would return the scale in half precision.
             return self.add_weight(
                 name=name,
                 shape=input_shape[-1:],
@@ -71,7 +71,7 @@ class BatchNorm(tf_keras.layers.Layer):
             outputs, mean, variance = self._synchronized(inputs, context)
         else:
             outputs, mean, variance = self._fused(inputs, training=True)
-            # The kernel returns the unbiased variance: take Bessel's correction out again.
+            # The kernel returns the unbiased variance: undo Bessel's correction.
             count = tf.cast(tf.size(inputs) // inputs.shape[-1], tf.float32)
             variance *= (count - 1.0) / count
         for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
@@ -90,7 +90,7 @@ class BatchNorm(tf_keras.layers.Layer):
         )
 
     def _synchronized(self, inputs, context):
-        """As `_fused`, with the moments of the global batch (equal parts on all replicas)."""
+        """Like `_fused`, with the moments of the global batch (equal parts on all replicas)."""
         values = tf.cast(inputs, tf.float32)
         axes = list(range(inputs.shape.rank - 1))
         moments = tf.stack([tf.reduce_mean(values, axes), tf.reduce_mean(tf.square(values), axes)])

@@ -1,8 +1,8 @@
-"""Random numbers of the examples of a batch: a pure function of the seed, the step and the place of
-an example in the global batch, so that a run goes on exactly, on any number of replicas.
+"""Random numbers for the examples of a batch.
 
-`Dropout` of Keras has a generator with a state, which differs between replicas and which no
-checkpoint holds.
+They are a pure function of the seed, the step and an example's row in the global batch: so a
+resumed run draws the same ones, on any number of replicas. Keras' `Dropout` has a generator with a
+state instead, which differs between replicas and is in no checkpoint.
 """
 
 import contextlib
@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-# The streams of the input's random numbers are below this one.
+# Streams below this number are the input's (trainer/data). Layers are numbered from 0: each family
+# numbers the layers of its models, and this is added. Other numbers would change runs.
 _FIRST_STREAM = 1000
 
 
@@ -29,14 +30,14 @@ _examples: contextvars.ContextVar[_Examples | None] = contextvars.ContextVar(
 
 
 @contextlib.contextmanager
-def examples(
+def example_context(
     seed: int, step: tf.Tensor | int, first: tf.Tensor | int, global_batch_size: int
 ) -> Iterator[None]:
-    """Says which examples a model is called with in training, for the layers that draw.
+    """Sets the examples for which layers draw random numbers while a model is called in training.
 
     Args:
-        step: int64 scalar; which global batch.
-        first: int32 scalar; which row of it is the first of those that the model is called with.
+        step: which global batch; an int64 scalar.
+        first: the row of the global batch that the model's first example is; an int32 scalar.
     """
     token = _examples.set(_Examples(seed, tf.cast(step, tf.int64), first, global_batch_size))
     try:
@@ -46,27 +47,29 @@ def examples(
 
 
 def uniform(num_examples: int | tf.Tensor, shape: Sequence[int], stream: int) -> tf.Tensor:
-    """Random numbers in [0, 1) for each example that the model is called with: float32
-    `[num_examples, *shape]`.
+    """Returns random numbers in [0, 1) for each example of the model's call.
 
-    Those of the whole global batch are drawn, and the rows of these examples taken: much, where
-    shapes are those of images and the global batch is large.
+    Draws those of the whole global batch and takes these examples' rows. That is much for shapes of
+    images and a large global batch.
 
     Args:
-        stream: another one for each layer: streams are independent.
+        stream: the layer's own number: streams are independent.
+
+    Returns:
+        float32 `[num_examples, *shape]`.
 
     Raises:
-        RuntimeError: outside of `examples`.
+        RuntimeError: outside of `example_context`.
     """
-    of = _examples.get()
-    if of is None:
+    examples = _examples.get()
+    if examples is None:
         raise RuntimeError(
             "a model with stochastic depth or dropout draws random numbers in training: call it "
-            "within trainer.models.randomness.examples(…), as the train step does"
+            "within trainer.models.randomness.example_context(…), as the train step does"
         )
     key = tf.random.experimental.stateless_fold_in(
-        tf.constant([of.seed, _FIRST_STREAM + stream], tf.int64), of.step, alg="philox"
+        tf.constant([examples.seed, _FIRST_STREAM + stream], tf.int64), examples.step, alg="philox"
     )
-    numbers = tf.random.stateless_uniform([of.global_batch_size, *shape], key, alg="philox")
-    begin = [of.first, *(0 for _ in shape)]
+    numbers = tf.random.stateless_uniform([examples.global_batch_size, *shape], key, alg="philox")
+    begin = [examples.first, *(0 for _ in shape)]
     return tf.slice(numbers, begin, [num_examples, *shape])

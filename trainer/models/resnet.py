@@ -1,7 +1,7 @@
-"""Residual networks (He et al. 2015, "Deep Residual Learning for Image Recognition") and what is
-one of them with other settings: see `Variant` and the table `VARIANTS`.
+"""Residual networks (He et al. 2015, "Deep Residual Learning for Image Recognition") and their
+variants: see `Variant` and the table `VARIANTS`.
 
-Read it as the paper: a stem, stages of blocks, a classifier.
+A network is a stem, stages of blocks, and a classifier.
 """
 
 import dataclasses
@@ -29,20 +29,20 @@ SETTINGS = ("blur_pool", "stochastic_depth", "dropout")
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """What tells one residual network from another.
+    """The differences between residual networks.
 
     Attributes:
-        bottleneck: blocks of 1x1, 3x3 and 1x1 convolutions, in place of two 3x3 ones (figure 5).
+        bottleneck: blocks of 1x1, 3x3 and 1x1 convolutions instead of two 3x3 ones (figure 5).
         depths: blocks of each stage (table 1; section 4.2 for CIFAR: `depth = 6n + 2`).
-        widths: channels of each stage; a bottleneck ends with four times as many.
+        widths: channels of each stage; a bottleneck's output has four times as many.
         stem: `imagenet`, a 7x7 convolution of stride 2 and a max pool of stride 2, so that stages
-            see a quarter of the image; `deep`, three 3x3 convolutions in place of the 7x7 one
-            (He et al. 2018, "Bag of Tricks", ResNet-C); `deep_conv`, a convolution in place of the
+            see a quarter of the image; `deep`, three 3x3 convolutions instead of the 7x7 one
+            (He et al. 2018, "Bag of Tricks", ResNet-C); `deep_conv`, a convolution instead of the
             pool as well (Bello et al. 2021, ResNet-RS); `cifar`, one 3x3 convolution that keeps
             the image's size.
         stride_first: a bottleneck shrinks the image in its first 1x1 convolution, as in the paper
-            ("v1"), not in the 3x3 one, as torchvision and NVIDIA train it ("v1.5").
-        pool_shortcut: shortcuts shrink the image by an average pool (Bag of Tricks, ResNet-D).
+            ("v1"); else in the 3x3 one, as torchvision and NVIDIA train it ("v1.5").
+        pool_shortcut: shortcuts shrink the image with an average pool (Bag of Tricks, ResNet-D).
         squeeze_excite: the ratio of squeezed channels, 0 for none (Hu et al. 2018).
         groups, group_width: a bottleneck's 3x3 convolution in `groups` groups, each of
             `group_width * width / 64` channels: ResNeXt's C x d (Xie et al. 2017, table 1); one
@@ -99,12 +99,12 @@ class Block(layers.Layer):
     """`relu(F(x) + shortcut(x))` (equations 1 and 2): the ReLU comes after the addition.
 
     `[batch, height, width, in]` -> `[batch, ⌈height/stride⌉, ⌈width/stride⌉, out]`, with
-    `out = width` or, of a bottleneck, `4 * width`. The shortcut is the identity, and projects by a
-    1x1 convolution exactly where the shape changes (option B).
+    `out = width`, or `4 * width` for a bottleneck. The shortcut is the identity, or a 1x1
+    convolution if the shape changes (option B).
 
     Args:
-        drop_rate: with which probability training leaves F out.
-        number: of the block in its network, from 0: the stream of its random numbers.
+        drop_rate: the probability that training drops F.
+        number: the block's number in its network, from 0: the stream of its random numbers.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Block(layers.Layer):
             config, variant, width, stride
         )
         if variant.squeeze_excite:
-            # timm's rounding to multiples of 8; the paper's networks of this kind need none.
+            # timm rounds to multiples of 8; the paper's networks of this kind have them anyway.
             squeezed = max(8, int(self.filters * variant.squeeze_excite + 4) // 8 * 8)
             self.residual.append(SqueezeExcite(squeezed, name="se"))
         self.drop = StochasticDepth(drop_rate, number, name="drop")
@@ -143,13 +143,12 @@ class Block(layers.Layer):
         super().build(input_shape)
 
     def shortcut(self, x, training=False):
-        """Of the shape of F(x)."""
+        """Returns x, or its projection, in the shape of F(x)."""
         if self.projection is None:
             return x
         if self._variant.pool_shortcut and self.stride != 1:
-            x = tf.nn.avg_pool2d(
-                x, self.stride, self.stride, "SAME"
-            )  # edges: means of what is there
+            # At the edges, "SAME" takes the mean of the pixels that are there.
+            x = tf.nn.avg_pool2d(x, self.stride, self.stride, "SAME")
         return self.projection(x, training=training)
 
     def call(self, x, training=False):
@@ -166,7 +165,7 @@ def _last_gamma(config: ModelConfig) -> str:
 def _strided(
     config: ModelConfig, filters: int, kernel_size: int, stride: int, groups: int, name: str
 ):
-    """A convolution that shrinks the image, or one that does not and a blur that does."""
+    """Returns a strided convolution, or one that keeps the size and a blur that shrinks."""
     if stride == 1 or not config.blur_pool:
         return [ConvNorm(config, filters, kernel_size, stride, groups=groups, name=name)]
     return [
@@ -176,7 +175,7 @@ def _strided(
 
 
 def _basic(config: ModelConfig, variant: Variant, width: int, stride: int) -> list[layers.Layer]:
-    """F of two 3x3 convolutions (figure 5, left), the last without ReLU."""
+    """Returns F of two 3x3 convolutions (figure 5, left), the last without ReLU."""
     del variant
     last = ConvNorm(
         config, width, 3, activation=None, gamma_initializer=_last_gamma(config), name="conv2"
@@ -187,7 +186,7 @@ def _basic(config: ModelConfig, variant: Variant, width: int, stride: int) -> li
 def _bottleneck(
     config: ModelConfig, variant: Variant, width: int, stride: int
 ) -> list[layers.Layer]:
-    """F of 1x1 down, 3x3, 1x1 up to four times the width (figure 5, right)."""
+    """Returns F of 1x1 down, 3x3, 1x1 up to four times the width (figure 5, right)."""
     groups = variant.groups
     inner = width * variant.group_width // 64 * groups
     strides = (stride, 1) if variant.stride_first else (1, stride)
@@ -202,8 +201,11 @@ def _bottleneck(
 
 
 def _stages(config: ModelConfig, variant: Variant) -> list[list[Block]]:
-    """Each stage but the first halves the image. Stochastic depth's rate grows linearly with the
-    block's number, to that of the config in the last one (Huang et al. 2016, equation 4)."""
+    """Returns the blocks of each stage. All stages but the first halve the image.
+
+    The rate of stochastic depth grows linearly with the block's number, up to the config's in the
+    last block (Huang et al. 2016, equation 4).
+    """
     stages: list[list[Block]] = []
     number, total = 0, sum(variant.depths)
     for stage, (width, depth) in enumerate(zip(variant.widths, variant.depths, strict=True)):
@@ -269,7 +271,7 @@ class ResNet(tf_keras.Model):
 
 
 def build(config: ModelConfig) -> ResNet:
-    """The network that `config.name` names in `VARIANTS`."""
+    """Builds the network of `VARIANTS` that `config.name` names."""
     return ResNet(config, VARIANTS[config.name], config.name)
 
 
@@ -290,7 +292,10 @@ _BLOCK_NAMES = {"se/reduce": "se.fc1", "se/expand": "se.fc2"}
 
 
 def timm_name(model: ResNet, path: str) -> str:
-    """`stage3_block1/conv2/norm` -> `layer3.0.bn2`; torchvision has these names too."""
+    """Returns a layer's name in timm and torchvision.
+
+    For example, `stage3_block1/conv2/norm` -> `layer3.0.bn2`.
+    """
     if path in _STEM_NAMES:
         return _STEM_NAMES[path]
     stage, block, layer = re.fullmatch(r"stage(\d+)_block(\d+)/(.*)", path).groups()

@@ -1,4 +1,4 @@
-"""The stages of a model, by the names of its layers: what is frozen, and how fast each learns."""
+"""The stages of a model, by the names of its layers: freezing, and learning rates."""
 
 from collections.abc import Sequence
 
@@ -11,13 +11,12 @@ from trainer.models.norm import BatchNorm
 
 
 def stage_of(layer: tf_keras.layers.Layer) -> str:
-    """The stage of a direct layer of a model: what stands before the first underscore of its
-    name."""
+    """Returns the stage of a direct layer: the part of its name before the first underscore."""
     return layer.name.partition("_")[0]
 
 
 def stages_of(model: tf_keras.Model) -> dict[str, list[tf_keras.layers.Layer]]:
-    """The direct layers of a model by stage, in order; stages without variables are left out."""
+    """Returns the direct layers of a model by stage, in order, for stages with variables."""
     stages: dict[str, list[tf_keras.layers.Layer]] = {}
     for layer in model.layers:
         stages.setdefault(stage_of(layer), []).append(layer)
@@ -27,18 +26,21 @@ def stages_of(model: tf_keras.Model) -> dict[str, list[tf_keras.layers.Layer]]:
 
 
 def freeze(model: tf_keras.Model, last: str) -> None:
-    """Nothing up to the end of the stage `last` is trained, batch norm's statistics neither.
+    """Excludes everything up to the stage `last` from training, batch norm's statistics too.
 
     Raises:
-        UserError: where there is no such stage, or nothing would be left.
+        UserError: if there is no such stage, or nothing would be left to train.
     """
     stages = stages_of(model)
     *names, head = stages
     if not names:
-        raise UserError(f"model.freeze ({last!r}): {model.name} has one stage, {head}, alone")
+        raise UserError(
+            f"model.freeze ({last!r}): {model.name} has one stage, {head}, which must be trained; "
+            f"set it to none"
+        )
     if last not in names:
         raise UserError(
-            f"model.freeze ({last!r}): must be a stage of {model.name} that others follow: "
+            f"model.freeze ({last!r}): must be a stage of {model.name} before the last: "
             f"{', '.join(names)}"
         )
     for name in names[: names.index(last) + 1]:
@@ -47,10 +49,10 @@ def freeze(model: tf_keras.Model, last: str) -> None:
 
 
 def learning_rate_factors(config: Config, model: tf_keras.Model) -> list[float]:
-    """What each trainable variable's learning rate is multiplied by: `optimizer.stage_rates`.
+    """Returns the factor of each trainable variable's learning rate, by `optimizer.stage_rates`.
 
     Raises:
-        UserError: where these are not one a stage.
+        UserError: if their number is not that of the stages.
     """
     rates, stages = config.optimizer.stage_rates, stages_of(model)
     if not rates:
@@ -58,7 +60,7 @@ def learning_rate_factors(config: Config, model: tf_keras.Model) -> list[float]:
     if len(rates) != len(stages):
         raise UserError(
             f"optimizer.stage_rates ({len(rates)} values): {model.name} has {len(stages)} stages, "
-            f"and each must have one: {', '.join(stages)}"
+            f"and each needs a value: {', '.join(stages)}"
         )
     factors = {
         variable.ref(): rate
@@ -76,8 +78,8 @@ def learning_rate_factors(config: Config, model: tf_keras.Model) -> list[float]:
 
 
 def moving_statistics(model: tf_keras.Model) -> Sequence[tf.Variable]:
-    """The variables that a forward pass in training may change: those that are not trained, as
-    batch norm's statistics, of layers that are not frozen."""
+    """Returns the variables that a forward pass in training may change, such as batch norm's
+    statistics: those that are not trained, in layers that are not frozen."""
     still = {
         variable.ref()
         for layer in model.submodules

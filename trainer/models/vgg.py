@@ -17,16 +17,16 @@ VARIANTS: dict[str, tuple[int, ...]] = {
     "vgg19_bn": (2, 2, 4, 4, 4),
 }
 _FILTERS = (64, 128, 256, 512, 512)
-_POOLED = 7  # the image's size after five halvings of 224: what the first dense layer reads
+_POOLED = 7  # 224 halved five times: the size that the first dense layer reads
 _FEATURES = 4096
 
 
 class VGG(tf_keras.Model):
     """Normalised images `[batch, height, width, channels]` to float32 logits `[batch, classes]`.
 
-    Five stages of 3x3 convolutions, each ended by a 2x2 max pool, and three dense layers, of which
-    the first is written as the 7x7 convolution that it is. Other images than those of 224 pixels
-    are pooled to 7x7 before, as torchvision does.
+    Five stages of 3x3 convolutions, each with a 2x2 max pool at its end, and three dense layers.
+    The first of these is written as the equivalent 7x7 convolution. If images do not have 224
+    pixels, features are pooled to 7x7 first, as in torchvision.
     """
 
     def __init__(
@@ -77,8 +77,11 @@ class VGG(tf_keras.Model):
 
 
 def adaptive_mean_pool(x: tf.Tensor, size: int) -> tf.Tensor:
-    """`[batch, height, width, channels]` -> `[batch, size, size, channels]`: the pixel `i` of an
-    axis of n is the mean of those from `⌊i n / size⌋` to `⌈(i + 1) n / size⌉`."""
+    """Pools `[batch, height, width, channels]` to `[batch, size, size, channels]`.
+
+    Along an axis of n pixels, output i is the mean of pixels `⌊i n / size⌋` to
+    `⌈(i + 1) n / size⌉`, the last one excluded.
+    """
     for axis, letter in ((1, "h"), (2, "w")):
         n = x.shape[axis]
         if n == size:
@@ -93,12 +96,15 @@ def adaptive_mean_pool(x: tf.Tensor, size: int) -> tf.Tensor:
 
 
 def build(config: ModelConfig) -> VGG:
-    """The network that `config.name` names in `VARIANTS`."""
+    """Builds the network of `VARIANTS` that `config.name` names."""
     return VGG(config, VARIANTS[config.name], config.name)
 
 
 def _features_name(model: VGG, path: str) -> str | None:
-    """The place in PyTorch's `features`, where activations and pools count too: 3 a convolution."""
+    """Returns the place in PyTorch's `features`, or None for the layers behind them.
+
+    Activations and pools count too: a convolution takes three places.
+    """
     number = 0
     for stage in model.stages:
         *convolutions, _ = stage
@@ -111,12 +117,13 @@ def _features_name(model: VGG, path: str) -> str | None:
 
 
 def timm_name(model: VGG, path: str) -> str:
-    """`stage2_conv1/norm` -> `features.5`."""
+    """Returns a layer's name in timm: `stage2_conv1/norm` -> `features.5`."""
     names = {"head_fc1": "pre_logits.fc1", "head_fc2": "pre_logits.fc2", "head": "head.fc"}
     return _features_name(model, path) or names[path]
 
 
 def torchvision_name(model: VGG, path: str) -> str:
+    """Returns a layer's name in torchvision: `stage2_conv1/norm` -> `features.5`."""
     names = {"head_fc1": "classifier.0", "head_fc2": "classifier.3", "head": "classifier.6"}
     return _features_name(model, path) or names[path]
 

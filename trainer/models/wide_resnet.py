@@ -1,6 +1,6 @@
 """Wide residual networks for small images (Zagoruyko & Komodakis 2016): WRN-depth-width.
 
-Blocks with pre-activation (He et al. 2016, "Identity Mappings in Deep Residual Networks", figure
+Blocks have pre-activation (He et al. 2016, "Identity Mappings in Deep Residual Networks", figure
 4e): batch norm and ReLU come before each convolution, and nothing after the addition.
 """
 
@@ -12,7 +12,7 @@ from trainer.config import ModelConfig
 from trainer.models.layers import Dropout, StochasticDepth, classifier, conv, norm, pad_evenly
 
 SETTINGS = ("stochastic_depth", "dropout")
-# Depth and width; depth = 6n + 4: three stages of n blocks of two convolutions.
+# Depth and width. Depth = 6n + 4: three stages of n blocks of two convolutions.
 VARIANTS: dict[str, tuple[int, int]] = {
     "wrn16_4": (16, 4),
     "wrn16_8": (16, 8),
@@ -24,11 +24,11 @@ VARIANTS: dict[str, tuple[int, int]] = {
 
 
 class PreActivationBlock(layers.Layer):
-    """`F(r) + shortcut`, with `r = relu(norm(x))`: the shortcut is x, or a projection of r exactly
-    where the shape changes.
+    """`F(r) + shortcut`, with `r = relu(norm(x))`: the shortcut is x, or a projection of r if the
+    shape changes.
 
-    `[batch, height, width, in]` -> `[batch, ⌈height/stride⌉, ⌈width/stride⌉, filters]`. Between
-    the convolutions is the dropout of the paper's section 2.4.
+    `[batch, height, width, in]` -> `[batch, ⌈height/stride⌉, ⌈width/stride⌉, filters]`. The dropout
+    of the paper's section 2.4 is between the convolutions.
     """
 
     def __init__(
@@ -102,6 +102,6 @@ class WideResNet(tf_keras.Model):
 
 
 def build(config: ModelConfig) -> WideResNet:
-    """The network that `config.name` names in `VARIANTS`."""
+    """Builds the network of `VARIANTS` that `config.name` names."""
     depth, width = VARIANTS[config.name]
     return WideResNet(config, depth, width, config.name)

@@ -7,6 +7,7 @@ from trainer.config import Config
 from trainer.preflight.compiler import CompiledProgram, OutOfMemory
 from trainer.preflight.search import Fit
 from trainer.preflight.slices import Slice
+from trainer.units import bytes_text
 
 # What a pass is worth, as `_shown` is: said with every one.
 NOT_SHOWN = (
@@ -28,10 +29,14 @@ def as_text(
         f"{config.data.global_batch_size:,}"
     ]
     if isinstance(result, OutOfMemory):
-        needed = f"at least {_gib(result.needed_bytes)}" if result.needed_bytes else "more than all"
+        needed = (
+            f"at least {bytes_text(result.needed_bytes, 2)}"
+            if result.needed_bytes
+            else "more than all"
+        )
         lines.append(
-            f"does not fit    needs {needed} of {_gib(target.core.hbm_bytes)} GiB of HBM a core "
-            f"({_time(result)})"
+            f"does not fit    needs {needed} of {bytes_text(target.core.hbm_bytes, 2)} of HBM a "
+            f"core ({_time(result)})"
         )
         if fit is not None:
             lines += _fit_lines(config, target, fit)
@@ -73,7 +78,8 @@ def as_json(
 def _figures(target: Slice, result: CompiledProgram) -> list[str]:
     peak = target.core.peak_flops
     lines = [
-        f"peak HBM        {_gib(result.peak_bytes)} of {_gib(target.core.hbm_bytes)} GiB a core",
+        f"peak HBM        {bytes_text(result.peak_bytes, 2)} of "
+        f"{bytes_text(target.core.hbm_bytes, 2)} a core",
         f"FLOPs           {result.flops:.3g} a step and core",
         f"all-reduces     {result.all_reduces}, of {result.all_reduce_bytes / 1e6:,.1f} MB in all",
         f"step time       at least {result.flops / peak * 1e3:.3g} ms: the FLOPs at the peak of "
@@ -114,10 +120,6 @@ def _shown(target: Slice, result: CompiledProgram) -> str:
         f"Shown: XLA's program of this train step, all-reduces included, compiles for "
         f"{target.name} with the compiler of libtpu {result.versions['libtpu']}, in so much memory."
     )
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f}"
 
 
 def _time(result: CompiledProgram | OutOfMemory) -> str:

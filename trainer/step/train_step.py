@@ -20,7 +20,7 @@ import tf_keras
 from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 
 from trainer.config import Config
-from trainer.models.randomness import examples
+from trainer.models.randomness import example_context
 from trainer.models.stages import moving_statistics
 from trainer.step.losses import softmax_cross_entropy
 from trainer.step.normalize import normalize
@@ -79,7 +79,7 @@ def forward_backward(
     """
     global_batch_size = config.data.global_batch_size
     with tf.GradientTape() as tape:
-        with examples(config.seed, step, first, global_batch_size):
+        with example_context(config.seed, step, first, global_batch_size):
             logits = model(normalize(images, config), training=True)
         losses = softmax_cross_entropy(logits, labels, config.label_smoothing)
         loss = tf.reduce_sum(losses) / global_batch_size

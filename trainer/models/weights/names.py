@@ -1,8 +1,9 @@
-"""What other libraries call a model's variables, and how they lay their numbers out.
+"""The names that other libraries have for a model's variables, and their layout there.
 
-A family's `NAMES` has, for each library, a function `(model, path) -> name` from a layer's path in
-our model, as `stage3_block1/conv2/norm`, to its name there, as `layer3.0.bn2`. The first library is
-the one whose names `trainer.export` writes. A family without `NAMES` has its paths, with dots.
+A family's `NAMES` maps each library to a function `(model, path) -> name`: from a layer's path in
+our model, such as `stage3_block1/conv2/norm`, to its name there, such as `layer3.0.bn2`. The first
+library is the one whose names `trainer.export` writes. A family without `NAMES` has its paths, with
+dots.
 """
 
 from collections.abc import Callable
@@ -25,15 +26,16 @@ _KINDS = {
 }
 
 
-class Named(NamedTuple):
-    """A variable, where it is in the model, and how PyTorch lays it out."""
+class NamedVariable(NamedTuple):
+    """A variable, its place in the model, and its layout in PyTorch."""
 
     variable: tf.Variable
-    layer: str  # as stage3_block1/conv2/conv
-    kind: str  # as kernel
+    layer: str  # its path, such as stage3_block1/conv2/conv
+    kind: str  # such as kernel
 
     @property
     def torch_shape(self) -> tuple[int, ...]:
+        """The variable's shape in PyTorch's layout."""
         shape = self.variable.shape
         return tuple(int(shape[axis]) for axis in self._axes)
 
@@ -46,11 +48,11 @@ class Named(NamedTuple):
         return tuple(reversed(range(self.variable.shape.rank)))  # a dense kernel: [in, out]
 
     def to_torch(self) -> np.ndarray:
-        """The numbers in PyTorch's layout."""
+        """Returns the numbers in PyTorch's layout."""
         return np.ascontiguousarray(self.variable.numpy().transpose(self._axes))
 
     def assign_from_torch(self, values: np.ndarray) -> None:
-        """Takes over numbers of `torch_shape`."""
+        """Assigns numbers of the shape `torch_shape`."""
         self.variable.assign(values.astype(np.float32).transpose(np.argsort(self._axes)))
 
 
@@ -60,15 +62,24 @@ def _path_with_dots(model: tf_keras.Model, path: str) -> str:
 
 
 def libraries(model_name: str) -> dict[str, Callable[[Any, str], str]]:
-    """Whose names the model's weights may have: the functions of its family's `NAMES`."""
+    """Returns the naming function of each library: the `NAMES` of the model's family."""
     return getattr(family_of(model_name), "NAMES", {"trainer": _path_with_dots})
 
 
-def named_variables(model: tf_keras.Model, name_of: Callable[[Any, str], str]) -> dict[str, Named]:
-    """The variables of a model by their names elsewhere, as `layer3.0.bn2.running_mean`."""
+def named_variables(
+    model: tf_keras.Model, name_of: Callable[[Any, str], str]
+) -> dict[str, NamedVariable]:
+    """Returns a model's variables by a library's names, such as `layer3.0.bn2.running_mean`."""
     found = {}
     for variable in model.variables:
         layer, _, kind = variable.name.partition(":")[0].rpartition("/")
-        found[f"{name_of(model, layer)}.{_KINDS.get(kind, kind)}"] = Named(variable, layer, kind)
+        name = f"{name_of(model, layer)}.{_KINDS.get(kind, kind)}"
+        found[name] = NamedVariable(variable, layer, kind)
     assert len(found) == len(model.variables), "two variables have one name"
     return found
+
+
+def torch_tensors(model_name: str, model: tf_keras.Model) -> dict[str, np.ndarray]:
+    """Returns the variables in PyTorch's layout, by the names of the family's first library."""
+    library = next(iter(libraries(model_name).values()))
+    return {name: one.to_torch() for name, one in named_variables(model, library).items()}

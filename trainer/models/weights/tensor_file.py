@@ -1,7 +1,7 @@
-"""Files of named tensors, as PyTorch's libraries write them: read and written with NumPy alone.
+"""Files of named tensors, as PyTorch's libraries write them, read and written with NumPy.
 
-A `.pth` is read by PyTorch itself, where it is installed, with `weights_only=True`: a pickle could
-run any code.
+A `.pth` is read by PyTorch itself, if it is installed, with `weights_only=True`: a pickle could run
+any code.
 """
 
 import re
@@ -19,18 +19,18 @@ from trainer.files import replacing
 
 PICKLES = (".pth", ".pt", ".bin", ".tar")
 SUFFIXES = (".safetensors", *PICKLES)
-# Under what trainers keep the weights in a checkpoint of theirs, the moving average first. What
-# PyTorch's wrappers put before names, of parallel, averaged and compiled models.
+# Keys of the weights in other trainers' checkpoints, the moving average first. Prefixes of
+# PyTorch's wrappers for parallel, averaged and compiled models.
 _NESTED = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """All tensors of a file by name, without what PyTorch's wrappers put before the names.
+    """Reads all tensors of a file by name, without the prefixes of PyTorch's wrappers.
 
     Raises:
-        UserError: for a file that cannot be read, or that holds no tensors.
+        UserError: if the file cannot be read, or holds no tensors.
     """
     try:
         with path.open("rb"):
@@ -39,7 +39,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     is_pickle = path.suffix.lower() in PICKLES
     tensors = _read_pickle(path) if is_pickle else _read_safetensors(path)
-    tensors.pop("n_averaged", None)  # of an averaged model: how many went in
+    tensors.pop("n_averaged", None)  # the counter of an averaged model
     if not tensors:
         raise UserError(f"{path}: holds no tensors; is it a model's weights?")
     while prefix := next((p for p in _PREFIXES if all(n.startswith(p) for n in tensors)), ""):
@@ -48,8 +48,11 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 
 def metadata(path: Path) -> dict[str, str]:
-    """What a safetensors file says beside its tensors, as `write` puts it there; of another file,
-    or of one that cannot be read, nothing."""
+    """Reads the metadata that `write` puts into a safetensors file.
+
+    Returns:
+        Texts by name; empty for another file, or one that cannot be read.
+    """
     try:
         with safe_open(path, framework="numpy") as file:
             return file.metadata() or {}
@@ -63,7 +66,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
     except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{path}: is no safetensors file, or damaged ({reason})") from None
+        raise UserError(f"{path}: is not a safetensors file, or damaged ({reason})") from None
 
 
 def _read_pickle(path: Path) -> dict[str, np.ndarray]:
@@ -71,7 +74,7 @@ def _read_pickle(path: Path) -> dict[str, np.ndarray]:
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise UserError(
-            f"{path}: is PyTorch's format, which needs PyTorch to read: pip install torch, or take "
+            f"{path}: is in PyTorch's format and needs PyTorch to read: pip install torch, or use "
             f"the weights as .safetensors"
         ) from None
     try:
@@ -89,11 +92,11 @@ def _read_pickle(path: Path) -> dict[str, np.ndarray]:
         }
     except UserError:
         raise
-    except Exception as error:  # what it raises depends on what the file is
+    except Exception as error:  # torch.load raises many kinds
         lines = _COLOUR.sub("", str(error)).splitlines() or [type(error).__name__]
         raise UserError(
             f"{path}: cannot be read as weights alone ({lines[0][:200]}); save the model's "
-            f"state_dict, or take the weights as .safetensors"
+            f"state_dict, or use the weights as .safetensors"
         ) from None
 
 
@@ -101,7 +104,7 @@ def write(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, 
     """Writes a safetensors file, whole or not at all.
 
     Raises:
-        UserError: where it cannot be written.
+        UserError: if it cannot be written.
     """
     try:
         with replacing(path) as new:

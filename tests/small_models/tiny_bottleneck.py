@@ -1,0 +1,12 @@
+"""Two narrow stages of one bottleneck."""
+
+from trainer.config import ModelConfig
+from trainer.models import resnet
+
+SETTINGS = resnet.SETTINGS
+
+
+def build(config: ModelConfig) -> resnet.ResNet:
+    return resnet.ResNet(
+        config, resnet.Variant(bottleneck=True, depths=(1, 1), widths=(16, 32)), "tiny_bottleneck"
+    )

@@ -1,0 +1,21 @@
+"""ResNet-RS with two narrow stages of one block."""
+
+from trainer.config import ModelConfig
+from trainer.models import resnet
+
+SETTINGS = resnet.SETTINGS
+
+
+def build(config: ModelConfig) -> resnet.ResNet:
+    return resnet.ResNet(
+        config,
+        resnet.Variant(
+            bottleneck=True,
+            depths=(1, 1),
+            widths=(16, 32),
+            stem="deep_conv",
+            pool_shortcut=True,
+            squeeze_excite=0.25,
+        ),
+        "tiny_rs",
+    )
