@@ -82,9 +82,9 @@ def test_a_slice_has_a_replica_for_each_core(name, replicas):
         ("v5:2x2", "did you mean v5"),
         ("tpu", "one of v2, v3"),
         ("tpu7x:2x2x1", "TensorFlow does not run on TPU7x"),
-        ("v5e", "layout of the chips on 2 axes, as v5e:2x2"),
+        ("v5e", "layout of the chips on 2 axes, such as v5e:2x2"),
         ("v5e:2x2x1", "on 2 axes"),
-        ("v4:2x2", "on 3 axes, as v4:2x2x1"),
+        ("v4:2x2", "on 3 axes, such as v4:2x2x1"),
         ("v5e:0x2", "layout"),
         ("v5e:2x-2", "layout"),
         ("v5e:2x4\n", "layout"),
@@ -237,10 +237,10 @@ def resized(logits):
 @pytest.mark.parametrize(
     ("function", "words"),
     [
-        (through_python, "EagerPyFunc in layer planted/odd (planted/odd/EagerPyFunc): has no form"),
+        (through_python, "EagerPyFunc in layer planted/odd (planted/odd/EagerPyFunc): cannot be"),
         (
             lambda x: x + tf.strings.to_number(tf.strings.as_string(x)),
-            "AsString in layer planted/odd (planted/odd/AsString): has no form that XLA compiles",
+            "AsString in layer planted/odd (planted/odd/AsString): cannot be compiled by XLA",
         ),
         (
             lambda x: x + tf.reduce_sum(tf.boolean_mask(x, x > 0)),
@@ -277,7 +277,7 @@ def stand_in(tmp_path: Path, body: str) -> Path:
 
 @pytest.mark.parametrize(
     ("installed", "words"),
-    [(None, "is not installed"), ("jax==0.1\n", "is not what requirements-preflight.txt asks for")],
+    [(None, "is not installed"), ("jax==0.1\n", "differs from requirements-preflight.txt")],
 )
 def test_without_this_compiler_it_says_how_to_get_it(tmp_path, installed, words):
     python = stand_in(tmp_path, "exit 0")
@@ -295,7 +295,7 @@ def test_without_this_compiler_it_says_how_to_get_it(tmp_path, installed, words)
     [
         ("echo 'Check failed: bad' >&2; kill -ABRT $$", "signal 6): Check failed: bad"),
         ("echo 'No module named jax' >&2; exit 1", "exit code 1): No module named jax"),
-        ("exit 0", "exit code 0): it said nothing"),
+        ("exit 0", "exit code 0): no output"),
         ("echo 'Segmentation fault'", "no result"),
         (
             """echo '{"status": "no_slice", "reason": "3x3"}'""",
@@ -417,7 +417,7 @@ def test_a_pass_says_what_it_shows_and_what_not(steps):
         fit = Fit(64, 72, True, steps, COMPILED)
     text = report.as_text(config, target, result, fit)
     values = json.loads(report.as_json(config, target, result, fit))
-    for words in ("at least 10 ms", "a lower bound and no estimate", "3.00 GiB of 15.75 GiB"):
+    for words in ("at least 10 ms", "a lower bound, not an estimate", "3.00 GiB of 15.75 GiB"):
         assert words in text
     assert "Shown: XLA's program of this train step" in text
     assert "Not shown: that it runs. No TPU was used" in text
