@@ -12,9 +12,9 @@ ROOT = Path(__file__).parents[1]
 # The rooms of trainer/, from the ground up. A file imports from its own room and from the floors
 # below; rooms on one floor do not import each other. `verbs`: what can be typed.
 FLOORS = (
-    *("errors", "files", "registry", "units", "config", "user_module", "cli"),
-    *("models.weights.tensor_file", "devices.choice", "devices.cluster", "devices.tpu"),
-    *("run.folder", "run.stopwatch"),
+    {"errors", "files", "registry", "units"},
+    {"config", "user_module"},
+    {"failures"},
     {"data", "models"},
     {"step"},
     {"devices", "insight"},
