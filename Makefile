@@ -40,8 +40,9 @@ format: .venv/installed-dev
 	$(BIN)/ruff format .
 
 # The documentation as web pages, in site/. Broken links and anchors are errors.
+# --quiet would hide them, and let them pass.
 docs: .venv-docs/installed
-	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 
 docs-serve: .venv-docs/installed
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs serve

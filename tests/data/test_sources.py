@@ -215,7 +215,7 @@ def test_a_tpu_slice_refuses_sources_that_need_python(data_dir, digits_config, m
         check_placement(SliceOfTwoHosts(), digits_config, source.in_graph)
     records = photo_config(name="tfrecord")
     check_placement(SliceOfTwoHosts(), records, in_graph=True)
-    with pytest.raises(UserError, match=r"data.on_bad_example=skip: tells .* which the 2 hosts"):
+    with pytest.raises(UserError, match=r"data.on_bad_example=skip: reports .* which the 2 hosts"):
         check_placement(SliceOfTwoHosts(), with_data(records, on_bad_example="skip"), in_graph=True)
     check_placement(tf.distribute.OneDeviceStrategy("/CPU:0"), digits_config, source.in_graph)
 

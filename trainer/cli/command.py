@@ -32,7 +32,7 @@ def run(
     name: str,
     verb: Callable[[], int],
     own: flags.FlagValues,
-    argv: Sequence[str] | None = None,
+    argv: list[str] | None = None,
 ) -> NoReturn:
     """Parses the flags, runs the verb, and exits with its code or with that of its error.
 

@@ -74,7 +74,7 @@ def markdown() -> str:
 
 def _groups(config: Config) -> Iterator[_Group]:
     """The fields by section, first those without one."""
-    sections = {"": config}
+    sections: dict[str, Any] = {"": config}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):

@@ -74,7 +74,7 @@ def preflight() -> int:
 
 
 def _preflight(config: Config, target: Slice) -> int:
-    """What needs TensorFlow, and minutes."""
+    """Compiles, which needs TensorFlow and minutes, and prints the result."""
     with quiet_start():
         from trainer.devices.checks import check_batch_size, check_tpu
         from trainer.preflight.program import layer_of_reason, train_step_program
@@ -86,20 +86,20 @@ def _preflight(config: Config, target: Slice) -> int:
     def compile_(config: Config) -> CompiledProgram | OutOfMemory:
         if deadline.left <= 0:
             raise TimeLimitError
-        _say(config, target.num_replicas, deadline)
+        _report_start(config, target.num_replicas, deadline)
         program = train_step_program(config, target.num_replicas)
         result = compile_program(program, target.name, deadline)
         if isinstance(result, Refused):
             place = layer_of_reason(program, result.reason, result.op_name)
-            raise UserError(f"{place}: the TPU's compiler refuses it: {result.reason[:300]}")
+            raise UserError(f"{place}: the TPU's compiler rejects it: {result.reason[:300]}")
         return result
 
     try:
         result = compile_(config)
     except TimeLimitError:
         raise UserError(
-            f"--time_limit_s={_TIME_LIMIT_S.value:g}: over before the program was compiled; give "
-            f"it more"
+            f"--time_limit_s={_TIME_LIMIT_S.value:g}: passed before the program was compiled; "
+            f"raise it"
         ) from None
     fits = isinstance(result, CompiledProgram)
     fit = None if fits else find_fit(config, target.num_replicas, compile_)
@@ -108,11 +108,11 @@ def _preflight(config: Config, target: Slice) -> int:
     return EXIT_DONE if fits else EXIT_USER_ERROR
 
 
-def _say(config: Config, num_replicas: int, deadline: Deadline) -> None:
-    """What takes minutes, beside what is printed."""
+def _report_start(config: Config, num_replicas: int, deadline: Deadline) -> None:
+    """Prints what is being compiled, to stderr: it takes minutes."""
     batch = config.data.global_batch_size // num_replicas // config.accumulation_steps
     parts = f" x {config.accumulation_steps}" if config.accumulation_steps > 1 else ""
-    what = f"{config.model.name} for {batch}{parts} images a core"
+    what = f"{config.model.name} for {batch}{parts} images per core"
     print(f"compiling {what}; {deadline.left:.0f} s left", file=sys.stderr, flush=True)
 
 

@@ -1,14 +1,14 @@
-"""Compiles an HLO program for a TPU slice, where there is none: run by compiler.py's subprocess.
+"""Compiles an HLO program for a TPU slice, without a TPU. compiler.py runs it as a subprocess.
 
-It runs in an environment of its own (requirements-preflight.txt) and imports nothing of trainer:
+It runs in a separate environment (requirements-preflight.txt) and imports nothing from trainer:
 
     .venv-preflight/bin/python compile_hlo.py SLICE CACHE <PROGRAM
 
-PROGRAM is a serialized HloModuleProto, CACHE a folder of results, by what the program says and what
-compiles it. The last line of the output is the result, as JSON (see compiler.py). It ends with the
-process that started it.
+PROGRAM is a serialized HloModuleProto. CACHE is a folder of results, named by a hash of the program
+and the compiler's versions. The last line of the output is the result, as JSON (see compiler.py).
+It ends with the process that started it.
 
-What it calls of jaxlib is private to it, hence the pinned versions, and the canary test.
+It calls private functions of jaxlib: hence the pinned versions, and the canary test.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ import sys
 import time
 from pathlib import Path
 
-# libtpu: as many of these as one likes, at the same time, with no chip and no log files of its own.
+# Lets libtpu be loaded by several processes at once, without a chip and without log files.
 os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"
 os.environ["TPU_LOG_DIR"] = "disabled"
@@ -37,8 +37,8 @@ from jax._src.lib import _jax
 from jax._src.lib.mlir import ir
 from jax.experimental import topologies
 
-# The compiler's own default takes several times as long: of a ResNet-50 on v5e:2x4, the peaks are
-# 0.2 % apart.
+# The compiler's default takes several times as long. For a ResNet-50 on v5e:2x4, the two peaks of
+# memory are 0.2 % apart.
 OPTIMIZATION_LEVEL = 1
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -61,7 +61,7 @@ def main(slice_name: str, cache: str) -> None:
 
 
 def _kept(entry: Path) -> dict | None:
-    """A whole result from earlier."""
+    """Returns an earlier result, or None if there is none or it is damaged."""
     with contextlib.suppress(OSError, ValueError, KeyError):
         result = json.loads(entry.read_text())
         if result["cached"]:
@@ -70,7 +70,7 @@ def _kept(entry: Path) -> dict | None:
 
 
 def _keep(entry: Path, result: dict) -> None:
-    """What cannot be written is compiled again the next time."""
+    """Keeps a result, if the cache can be written."""
     with contextlib.suppress(OSError):
         entry.parent.mkdir(parents=True, exist_ok=True)
         whole = entry.with_suffix(f".{os.getpid()}")
@@ -79,18 +79,18 @@ def _keep(entry: Path, result: dict) -> None:
 
 
 def _topology(name: str):
-    """The slice, or a result that says why there is none."""
-    # The compiler counts on hosts of four chips; of a slice of one, it has to be told.
+    """Returns the slice's topology; ends with a result that says why if there is no such slice."""
+    # The compiler assumes hosts of four chips, unless the host of a single chip is described.
     bounds = {"chips_per_host_bounds": (1, 1, 1)} if re.search(r":1(x1)*$", name) else {}
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=name, **bounds)
-    except Exception as error:  # whatever the compiler has against it
+    except Exception as error:  # the compiler has many
         print(json.dumps({"status": "no_slice", "reason": _first_line(error)}))
         sys.exit()
 
 
 def _module(program: bytes) -> ir.Module:
-    """StableHLO, without the copies that TensorFlow's HLO has and the converter does not know."""
+    """Converts HLO to StableHLO, without the copies that the converter leaves in mhlo."""
     module = ir.Module.parse(_jax.mlir.hlo_to_stablehlo(program))
     copies = []
 
@@ -103,7 +103,7 @@ def _module(program: bytes) -> ir.Module:
     for op in copies:
         op.results[0].replace_all_uses_with(op.operands[0])
         op.erase()
-    # TensorFlow numbers its functions as they come, which says nothing about the program.
+    # TensorFlow's name has a running number, which would change the cache's key.
     module.operation.attributes["sym_name"] = ir.StringAttr.get("train_step")
     return module
 
@@ -148,13 +148,13 @@ def _compile(module: ir.Module, topology) -> dict:
         "bytes_accessed": costs["bytes accessed"],
         "all_reduces": len(sizes),
         "all_reduce_bytes": sum(sizes),
-        # What XLA computes a second time, so as not to hold it.
+        # Operations that XLA computes a second time to save memory.
         "recomputed": len(re.findall(r"^\s*%\S*\.remat\S* = ", text, re.MULTILINE)),
     }
 
 
 def _all_reduces(text: str) -> list[int]:
-    """The bytes of each all-reduce of an HLO text: of its results, one or a tuple of them."""
+    """Returns the bytes of each all-reduce's results in an HLO text: one array, or a tuple."""
     found = []
     for shapes in re.findall(r"= (\(.*?\)|\S+) all-reduce(?:-start)?\(", text):
         arrays = re.findall(r"\b([a-z]\w*)\[([\d,]*)\]", shapes)
@@ -163,7 +163,7 @@ def _all_reduces(text: str) -> list[int]:
 
 
 def _size(kind: str) -> int:
-    """Bytes of a number: bf16 has 16 bits, a pred is a byte."""
+    """Returns the bytes of a number: bf16 has 16 bits, a pred is a byte."""
     bits = re.search(r"\d+", kind)
     return max(1, int(bits[0]) // 8) if bits else 1
 
@@ -174,7 +174,7 @@ def _count(axes: str) -> int:
 
 def _failure(message: str) -> dict:
     if message.startswith("RESOURCE_EXHAUSTED") and "hbm" in message:
-        # One of its two messages has bytes, the other one rounded units; a third has none.
+        # One of its messages has the bytes, another rounded units, a third neither.
         found = re.search(r"\(size=(\d+)\) would exceed", message) or re.search(
             r"Used ([\d.]+)([KMGT]?) of \S+ hbm", message
         )
@@ -194,5 +194,5 @@ def _first_line(error: object) -> str:
 
 
 if __name__ == "__main__":
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: when its parent ends
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: ends with its parent
     main(*sys.argv[1:])

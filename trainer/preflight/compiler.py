@@ -1,7 +1,7 @@
-"""The TPU's compiler: compile_hlo.py in a process and an environment of its own. No TensorFlow.
+"""Runs the TPU's compiler: compile_hlo.py in a separate process and environment. No TensorFlow.
 
-In a process of its own since the compiler can abort, in an environment of its own since it needs
-other versions than TensorFlow does.
+The process is separate since the compiler can abort, the environment since the compiler needs other
+versions than TensorFlow does.
 """
 
 import contextlib
@@ -22,41 +22,41 @@ PYTHON = ENVIRONMENT / "bin" / "python"
 
 
 class CompiledProgram(NamedTuple):
-    """What the compiler says of a program that it compiled, for each core."""
+    """The compiler's figures of a program, per core."""
 
-    peak_bytes: int  # arguments, results that are not over them, temporary values and code
-    flops: float  # of one step
-    bytes_accessed: float  # of HBM, in one step
+    peak_bytes: int  # arguments, results that do not replace them, temporary values and code
+    flops: float  # per step
+    bytes_accessed: float  # of HBM, per step
     all_reduces: int
-    all_reduce_bytes: int  # that each core puts into them
-    recomputed: int  # operations that are done twice, to hold less
-    compile_seconds: float  # when it was compiled, here or for the cache
+    all_reduce_bytes: int  # that each core contributes
+    recomputed: int  # operations that are done twice to save memory
+    compile_seconds: float  # of the compilation, now or when it was cached
     versions: dict[str, str]
     cached: bool
 
 
 class OutOfMemory(NamedTuple):
-    """What it says of one that needs too much."""
+    """A program that needs more memory than there is."""
 
-    needed_bytes: int  # at least; 0 where it does not say
+    needed_bytes: int  # at least; 0 if the compiler does not say
     compile_seconds: float
     versions: dict[str, str]
     cached: bool
 
 
 class Refused(NamedTuple):
-    """What it says of one that it cannot compile."""
+    """A program that the compiler cannot compile."""
 
     reason: str
     op_name: str  # TensorFlow's name of the operation, or ""
 
 
 class TimeLimitError(Exception):
-    """The time for compiling was over."""
+    """The time limit for compiling has passed."""
 
 
 class Deadline:
-    """The end of the time that all compiling may take together."""
+    """The time limit for all compilations together."""
 
     def __init__(self, seconds: float):
         self._end = time.monotonic() + seconds
@@ -67,40 +67,38 @@ class Deadline:
 
 
 def cache_folder() -> Path:
-    """Where results lie, each by what was compiled and what compiled it."""
+    """Returns the folder of the cached results."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(base) / "trainer-preflight"
 
 
 def check_environment(folder: Path = ENVIRONMENT) -> None:
-    """Raises UserError where the compiler is not there, or is another one."""
+    """Raises UserError if the compiler is not installed, or in another version."""
     installed = folder / "installed"  # written last, from the requirements
     if not os.access(folder / "bin" / "python", os.X_OK) or not installed.exists():
-        raise UserError(f"{folder}: the TPU's compiler is not installed: {_anew(folder)}")
+        raise UserError(f"{folder}: the TPU's compiler is not installed: {_install(folder)}")
     if installed.read_text() != (_ROOT / "requirements-preflight.txt").read_text():
-        raise UserError(
-            f"{folder}: is not what requirements-preflight.txt asks for: {_anew(folder)}"
-        )
+        raise UserError(f"{folder}: differs from requirements-preflight.txt: {_install(folder)}")
 
 
 def compile_program(
     program: bytes, slice_name: str, deadline: Deadline, python: Path = PYTHON
 ) -> CompiledProgram | OutOfMemory | Refused:
-    """Compiles a serialized HloModuleProto for a slice, or finds it in the cache.
+    """Compiles a serialized HloModuleProto for a slice, or finds the result in the cache.
 
     Raises:
-        TimeLimitError: where the time is over; nothing of the compiler is left running.
-        UserError: where there is no such slice, or the compiler breaks.
+        TimeLimitError: when the deadline has passed; no process is left running.
+        UserError: if there is no such slice, or the compiler fails.
     """
     command = [str(python), str(_SCRIPT), slice_name, str(cache_folder())]
-    # What this process's environment says of TPUs, XLA and Python is not meant for it.
+    # This process's settings of TPUs, XLA and Python are not meant for it.
     foreign = ("TPU_", "LIBTPU", "XLA_", "JAX_", "PYTHON")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     code, output, errors = _run(command, program, kept, deadline)
     lines = output.strip().splitlines()
     if code or not lines:
         what = f"signal {-code}" if code < 0 else f"exit code {code}"
-        last = (errors.strip().splitlines() or ["it said nothing"])[-1]
+        last = (errors.strip().splitlines() or ["no output"])[-1]
         raise UserError(_broken(what, last, python))
     try:
         result = json.loads(lines[-1])
@@ -117,19 +115,22 @@ def compile_program(
 
 def _broken(what: str, last_line: str, python: Path) -> str:
     return (
-        f"the TPU's compiler broke ({what}): {last_line[:300]}; make its environment anew: "
-        f"{_anew(python.parents[1])}"
+        f"the TPU's compiler failed ({what}): {last_line[:300]}; install it again: "
+        f"{_install(python.parents[1])}"
     )
 
 
-def _anew(folder: Path) -> str:
+def _install(folder: Path) -> str:
     return f"rm -rf {folder} && make preflight-env (1.2 GB)"
 
 
 def _run(
     command: list[str], program: bytes, env: dict[str, str], deadline: Deadline
 ) -> tuple[int, str, str]:
-    """A process's exit code, output and errors; it and its children end with this one's wait."""
+    """Runs a process and returns its exit code, output and errors.
+
+    It and its children are killed when the deadline passes or this process is interrupted.
+    """
     process = subprocess.Popen(
         command,
         env=env,

@@ -1,4 +1,4 @@
-"""The train step as a TPU slice would run it: the trainer's own, as XLA's HLO."""
+"""The trainer's own train step as XLA's HLO, as a TPU slice would run it."""
 
 import re
 
@@ -16,7 +16,7 @@ _STEPS_PER_EPOCH = 1000.0
 
 
 class _SliceExtended(type(tf.distribute.OneDeviceStrategy("/CPU:0").extended)):
-    """As TPUStrategy's: of so many replicas, which reduce by XLA's own all-reduce."""
+    """Like TPUStrategy's: `num_replicas` replicas, which reduce by XLA's all-reduce."""
 
     def __init__(self, strategy: tf.distribute.Strategy, num_replicas: int):
         super().__init__(strategy, "/CPU:0")
@@ -39,20 +39,21 @@ class _SliceExtended(type(tf.distribute.OneDeviceStrategy("/CPU:0").extended)):
 
 
 class SliceStrategy(tf.distribute.Strategy):
-    """A stand-in for TPUStrategy where there is no TPU: it cannot run a step, only trace one."""
+    """A stand-in for TPUStrategy without a TPU: it can trace a step, but not run one."""
 
     def __init__(self, num_replicas: int):
         super().__init__(_SliceExtended(self, num_replicas))
 
 
 def train_step_program(config: Config, num_replicas: int) -> bytes:
-    """A serialized HloModuleProto of one train step of one replica of `num_replicas`, with their
-    all-reduces: parameters are the replica's number, the step, its images and labels, and the
-    variables; results the metrics and the variables, over their parameters' memory.
+    """Returns one replica's train step as a serialized HloModuleProto, with the all-reduces.
+
+    Its parameters are the replica's number, the step, images, labels and the variables. Its results
+    are the metrics and the variables, which replace their parameters in memory.
 
     Raises:
-        UserError: where an operation has no form that XLA compiles, or a shape is not known
-            before the step runs; it names the layer.
+        UserError: if XLA cannot compile an operation, or a shape is not known before the step runs,
+            with the layer; and if the data set's channels do not fit `data.mean`.
     """
     strategy = SliceStrategy(num_replicas)
     channels = channels_of(config)
@@ -76,9 +77,9 @@ def train_step_program(config: Config, num_replicas: int) -> bytes:
         tf.TensorSpec(*(mixed if config.augment.mixes else ([batch_size], tf.int32))),
     )
     compiled = tf.function(step_of_replica, jit_compile=True)
-    compiled.get_concrete_function(*specs)  # what fails here is a bug, with its traceback
+    compiled.get_concrete_function(*specs)  # an error here is a bug, and keeps its traceback
     try:
-        # The CPU's lowering is what there is without a TPU, in TensorFlow's package.
+        # Without a TPU, TensorFlow has only the CPU's lowering.
         ir = compiled.experimental_get_compiler_ir(*specs)
         program = ir(stage="hlo_serialized", platform_name="CPU")
     except ValueError as error:
@@ -88,18 +89,18 @@ def train_step_program(config: Config, num_replicas: int) -> bytes:
 
 
 def largest_image_size(config: Config) -> int:
-    """Of all sizes that the run trains on, the one that takes the most memory."""
+    """Returns the largest image size of the run, which takes the most memory."""
     return max((config.data.image_size, *config.data.train_sizes))
 
 
 def layer_of(name: str) -> str:
-    """`resnet50/stage1_block1`, of the name of an operation in it; "" outside of all layers."""
+    """Returns an operation's layer by its name, such as `resnet50/stage1_block1`; "" if in none."""
     parts = [part for part in name.split("/")[:-1] if not re.match(r"(gradient_tape|cond)", part)]
     return "/".join(parts)
 
 
 def layer_of_reason(program: bytes, reason: str, op_name: str) -> str:
-    """The place in the model that the TPU's compiler means: the operation that it names, or else
+    """Returns the place in the model of a compiler's error: the operation that it names, or else
     the first of the kind that it names."""
     if op_name:
         return _place(op_name)
@@ -110,42 +111,41 @@ def layer_of_reason(program: bytes, reason: str, op_name: str) -> str:
 
 
 def _explained(message: str) -> UserError:
-    """What TensorFlow says of a graph that XLA cannot compile, in one line."""
+    """Returns TensorFlow's error about a graph that XLA cannot compile, in one line."""
     if "transfer manager" in message:
         return UserError(
-            f"TensorFlow {tf.__version__}: has no XLA for CPUs (as tensorflow-tpu), by which the "
-            f"step is exported: run preflight where requirements.txt is installed"
+            f"TensorFlow {tf.__version__}: lacks XLA for CPUs, which exports the step, as "
+            f"tensorflow-tpu does; run preflight with requirements.txt installed"
         )
     missing = re.search(r"No registered '(\w+)' OpKernel.*?{{node ([^}]+)}}", message, re.DOTALL)
     if missing:
         kind, name = missing.groups()
         return UserError(
-            f"{kind} in {_place(name)}: has no form that XLA compiles, so a TPU cannot run it; use "
-            f"other operations there, or do it in the input (trainer/data)"
+            f"{kind} in {_place(name)}: cannot be compiled by XLA, so a TPU cannot run it; use "
+            f"other operations, or do it in the input (trainer/data)"
         )
     node = re.search(r"{{node ([^}]+)}}", message)
     place = _place(node[1]) if node else "the train step"
     dynamic = ("compile-time constant", "dynamic", "not statically known", "unknown shape")
     if any(words in message for words in dynamic):
         return UserError(
-            f"{place}: has a shape that depends on values, which a TPU cannot run; make it one "
+            f"{place}: has a shape that depends on values, which a TPU cannot run; use a shape "
             f"that is known before the step ({_first_line(message)})"
         )
     return UserError(f"{place}: XLA cannot compile it ({_first_line(message)})")
 
 
 def _check_shapes(program: bytes) -> None:
-    """XLA bounds some shapes that depend on values; what a TPU makes of them is slow, or nothing.
+    """Raises UserError for the first shape that depends on values.
 
-    Raises:
-        UserError: for the first.
+    XLA bounds some of them, but a TPU runs those slowly or not at all.
     """
     for instruction in _instructions(program):
         if any(instruction.shape.is_dynamic_dimension):
             made = instruction.metadata
             raise UserError(
                 f"{made.op_type} in {_place(made.op_name)}: has a shape that depends on values, "
-                f"which a TPU cannot run; make it one that is known before the step"
+                f"which a TPU cannot run; use a shape that is known before the step"
             )
 
 

@@ -1,4 +1,4 @@
-"""What `trainer.preflight` says of a compiled train step, as a text and as JSON. No TensorFlow."""
+"""`trainer.preflight`'s report on a compiled train step, as text and as JSON. No TensorFlow."""
 
 import json
 from typing import Any
@@ -9,18 +9,18 @@ from trainer.preflight.search import Fit
 from trainer.preflight.slices import Slice
 from trainer.units import bytes_text
 
-# What a pass is worth, as `_shown` is: said with every one.
+# With `_shown`, what a pass is worth: both are in every report.
 NOT_SHOWN = (
-    "Not shown: that it runs. No TPU was used; the graph is lowered by the CPU's kernel "
-    "definitions, TPUStrategy's own wrapping, the evaluation and the input are not in it, nor the "
-    "batches that wait in HBM; the image of a slice of several hosts may bring another libtpu."
+    "Not shown: that it runs. No TPU was used. The graph is lowered by the CPU's kernel "
+    "definitions. It lacks TPUStrategy's own wrapping, the evaluation, the input, and the batches "
+    "that wait in HBM. The image of a slice of several hosts may have another libtpu."
 )
 
 
 def as_text(
     config: Config, target: Slice, result: CompiledProgram | OutOfMemory, fit: Fit | None
 ) -> str:
-    """A few lines; all figures are of one core, which is one replica."""
+    """Returns the report as a few lines. All figures are per core, which is a replica."""
     replica_batch = config.data.global_batch_size // target.num_replicas
     split = f" in {config.accumulation_steps} parts" if config.accumulation_steps > 1 else ""
     lines = [
@@ -35,7 +35,7 @@ def as_text(
             else "more than all"
         )
         lines.append(
-            f"does not fit    needs {needed} of {bytes_text(target.core.hbm_bytes, 2)} of HBM a "
+            f"does not fit    needs {needed} of {bytes_text(target.core.hbm_bytes, 2)} of HBM per "
             f"core ({_time(result)})"
         )
         if fit is not None:
@@ -48,7 +48,7 @@ def as_text(
 def as_json(
     config: Config, target: Slice, result: CompiledProgram | OutOfMemory, fit: Fit | None
 ) -> str:
-    """The same; bytes, FLOPs and seconds are of one core and one step."""
+    """Returns the report as JSON. Bytes, FLOPs and seconds are per core and step."""
     compiles = isinstance(result, CompiledProgram)
     values: dict[str, Any] = {
         "status": "compiled" if compiles else "out_of_memory",
@@ -79,15 +79,16 @@ def _figures(target: Slice, result: CompiledProgram) -> list[str]:
     peak = target.core.peak_flops
     lines = [
         f"peak HBM        {bytes_text(result.peak_bytes, 2)} of "
-        f"{bytes_text(target.core.hbm_bytes, 2)} a core",
-        f"FLOPs           {result.flops:.3g} a step and core",
-        f"all-reduces     {result.all_reduces}, of {result.all_reduce_bytes / 1e6:,.1f} MB in all",
+        f"{bytes_text(target.core.hbm_bytes, 2)} per core",
+        f"FLOPs           {result.flops:.3g} per step and core",
+        f"all-reduces     {result.all_reduces}, {bytes_text(result.all_reduce_bytes)} in total",
         f"step time       at least {result.flops / peak * 1e3:.3g} ms: the FLOPs at the peak of "
-        f"{peak / 1e12:.4g} TFLOP/s, a lower bound and no estimate",
+        f"{peak / 1e12:.4g} TFLOP/s, a lower bound, not an estimate",
     ]
     if result.recomputed:
         lines.append(
-            f"recomputes      {result.recomputed} operations, to fit: accumulation may be faster"
+            f"recomputes      {result.recomputed} operations to save memory: accumulation may be "
+            f"faster"
         )
     return lines
 
@@ -103,11 +104,11 @@ def _fit_lines(config: Config, target: Slice, fit: Fit) -> list[str]:
     elif fit.complete:
         lines.append(f"what fits       not even {fit.smallest_failed} image(s) at a time")
     if not fit.complete:
-        lines.append("                the time limit was over: --time_limit_s gives it more")
+        lines.append("                the time limit passed: --time_limit_s raises it")
     if fit.accumulation_steps and fit.compiled:
         lines += [
             f"the same batch  with --set accumulation_steps={fit.accumulation_steps} (batch norm "
-            f"sees the parts), compiled ({_time(fit.compiled)}):",
+            f"sees each part), compiled ({_time(fit.compiled)}):",
             *(f"  {line}" for line in _figures(target, fit.compiled)),
             _shown(target, fit.compiled),
             NOT_SHOWN,
@@ -118,10 +119,11 @@ def _fit_lines(config: Config, target: Slice, fit: Fit) -> list[str]:
 def _shown(target: Slice, result: CompiledProgram) -> str:
     return (
         f"Shown: XLA's program of this train step, all-reduces included, compiles for "
-        f"{target.name} with the compiler of libtpu {result.versions['libtpu']}, in so much memory."
+        f"{target.name} with the compiler of libtpu {result.versions['libtpu']}, in this much "
+        f"memory."
     )
 
 
 def _time(result: CompiledProgram | OutOfMemory) -> str:
-    kept = ", kept from then" if result.cached else ""
+    kept = ", from the cache" if result.cached else ""
     return f"in {result.compile_seconds:.0f} s{kept}"

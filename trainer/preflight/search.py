@@ -1,4 +1,4 @@
-"""The largest batch that fits a slice, and how to split one that does not. No TensorFlow."""
+"""Finds the largest batch that fits a slice, and how to split one that does not. No TensorFlow."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,30 +9,31 @@ from trainer.preflight.compiler import CompiledProgram, OutOfMemory, TimeLimitEr
 
 Try = Callable[[Config], CompiledProgram | OutOfMemory]
 
-# Each try takes minutes: at most six a round, which tell the largest batch to a 32nd of what does
-# not fit, or to eight images, as the compiler lays them out. Where none fits, there is one more.
+# Each try takes minutes, so a round has at most six. They find the largest batch to within a 32nd
+# of the one that does not fit, or to eight images, the compiler's unit. If none fits, there is
+# another round.
 _MAX_TRIES = 6
 _UNIT = 8
-# The parts are written out in the program, one after the other.
+# The program repeats its code for each part.
 _MAX_PARTS = 64
-_MAX_ACCUMULATIONS = 4  # that are tried
+_MAX_ACCUMULATIONS = 4  # tries
 
 
 class Fit(NamedTuple):
-    """What fits in place of a config that does not, for each replica."""
+    """What fits instead of a config that does not, per replica."""
 
-    largest: int  # micro-batch, in images; 0 where not one is known to fit
-    smallest_failed: int  # the smallest that was tried and does not
-    complete: bool  # False where the time was over: there may be a larger one
-    accumulation_steps: int | None  # with which the whole batch fits, compiled as well
-    compiled: CompiledProgram | None  # its result
+    largest: int  # micro-batch that fits, in images; 0 if none is known
+    smallest_failed: int  # micro-batch that was tried and does not fit
+    complete: bool  # False if the time limit passed: a larger one may fit
+    accumulation_steps: int | None  # with which the whole batch fits
+    compiled: CompiledProgram | None  # the program with these
 
 
 def find_fit(config: Config, num_replicas: int, try_: Try) -> Fit:
-    """By bisection over micro-batches, below the config's own.
+    """Finds what fits, by bisection over micro-batches smaller than the config's.
 
     Args:
-        try_: compiles a config; what fits at some batch is taken to fit at smaller ones.
+        try_: compiles a config. A batch smaller than one that fits is taken to fit.
     """
     replica_batch = config.data.global_batch_size // num_replicas
     parts = num_replicas * config.accumulation_steps
@@ -43,7 +44,7 @@ def find_fit(config: Config, num_replicas: int, try_: Try) -> Fit:
         while not fits and fails > least:
             unit = _unit(fails, least)
             while fails - fits > unit:
-                # In units, of what failed rounded up.
+                # In units; the failed batch is rounded up to them.
                 middle = unit * ((fits // unit + -(-fails // unit)) // 2)
                 if isinstance(try_(with_batch(config, middle * parts)), CompiledProgram):
                     fits = middle
@@ -57,7 +58,7 @@ def find_fit(config: Config, num_replicas: int, try_: Try) -> Fit:
 
 
 def _unit(fails: int, least: int) -> int:
-    """How finely the batches below one that does not fit are told apart."""
+    """Returns the step between the batches that are tried below one that does not fit."""
     unit = _UNIT if fails > _UNIT else least
     while fails > unit * 2**_MAX_TRIES:
         unit *= 2
@@ -65,8 +66,8 @@ def _unit(fails: int, least: int) -> int:
 
 
 def _accumulation(config: Config, replica_batch: int, fails: int, try_: Try):
-    """The fewest steps of accumulation with which the whole batch fits, and what was compiled;
-    accumulating takes memory of its own, so that is tried. None where it was not found."""
+    """Returns the fewest accumulation steps with which the whole batch fits, and the program; or
+    None twice. Accumulation itself takes memory, so each candidate is compiled."""
     parts = range(config.accumulation_steps + 1, min(replica_batch, _MAX_PARTS) + 1)
     candidates = [n for n in parts if replica_batch % n == 0 and replica_batch // n < fails]
     for steps in candidates[:_MAX_ACCUMULATIONS]:
@@ -77,6 +78,6 @@ def _accumulation(config: Config, replica_batch: int, fails: int, try_: Try):
 
 
 def with_batch(config: Config, size: int) -> Config:
-    """The config, with this global batch size."""
+    """Returns the config with this global batch size."""
     data = dataclasses.replace(config.data, global_batch_size=size)
     return dataclasses.replace(config, data=data)
