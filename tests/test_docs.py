@@ -28,7 +28,7 @@ from trainer.data.source import open_source
 from trainer.devices.choice import STRATEGIES
 from trainer.errors import UserError
 from trainer.insight.anatomy import anatomy
-from trainer.models.weights.load import torch_tensors
+from trainer.models.weights.names import torch_tensors
 from trainer.preflight.slices import parse_slice
 from trainer.registry import MODELS
 
@@ -278,7 +278,7 @@ def test_the_example_of_a_model_trains_and_is_looked_into(
     assert (run.state.model.block1.conv.kernel.numpy() == frozen).all()
     rows = anatomy(run.state.model, config.data.image_size, channels=1)
     assert [row.stage for row in rows] == ["stage1", "stage2", "head", "head"]
-    assert "stage1_block.conv.weight" in torch_tensors(config, run.state.model)
+    assert "stage1_block.conv.weight" in torch_tensors(config.model.name, run.state.model)
 
 
 def test_the_example_of_a_source_is_read(digits_config, monkeypatch, user_folder):
