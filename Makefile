@@ -3,7 +3,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
-# Two test files at a time, those with most tests first, or in the order of their names.
+# Two test files at a time; with --no-loadscope-reorder in the order of their names, without it
+# those with most tests first.
 TWO := -n 2 --dist loadfile
 
 .PHONY: train test test-slow test-tf220 coverage check format docs docs-serve parity preflight-env \
@@ -18,12 +19,12 @@ test: .venv/installed-dev
 test-slow: .venv/installed-dev
 	$(BIN)/python -m pytest $(TWO) -m slow $(ARGS)
 
-# On the TensorFlow that TPUs have, 2.20: tensorflow-tpu itself, which needs no TPU for this. libtpu
-# would look for one, and ask a server for eight minutes where there is none.
+# With TensorFlow 2.20, the version for TPUs: tensorflow-tpu itself, which needs no TPU for this.
+# TPU_LOAD_LIBRARY=0 because without a TPU, libtpu would ask a server for one for eight minutes.
 test-tf220: .venv-tf220/installed
 	TPU_LOAD_LIBRARY=0 .venv-tf220/bin/python -m pytest $(TWO) --no-loadscope-reorder -m "not slow" $(ARGS)
 
-# The lines that `make test` runs, in its own and in the processes that it starts.
+# Line coverage of `make test`, including the processes that it starts.
 coverage: .venv/installed-dev
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest $(TWO) --no-loadscope-reorder -m "not slow" $(ARGS)
@@ -39,15 +40,16 @@ format: .venv/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The documentation as web pages, in site/. Broken links and anchors are errors.
-# --quiet would hide them, and let them pass.
+# Builds the documentation as web pages in site/. Broken links and anchors are errors. Don't add
+# --quiet: it would hide them and let them pass.
 docs: .venv-docs/installed
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 
 docs-serve: .venv-docs/installed
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs serve
 
-# Computes tests/parity/golden.json anew, and what else needs PyTorch and timm, in an environment of its own.
+# Recomputes tests/parity/golden.json and runs the other checks that need PyTorch and timm, in a
+# separate environment.
 parity: .venv/installed-dev .venv-parity/installed
 	.venv-parity/bin/python -m tests.parity.reference
 	rm -rf .venv-parity/exports && mkdir .venv-parity/exports
@@ -56,7 +58,7 @@ parity: .venv/installed-dev .venv-parity/installed
 	rm -rf .venv-parity/exports
 	$(BIN)/python -m pytest tests/models/test_parity.py tests/models/test_published.py
 
-# The compiler for TPUs that trainer.preflight calls.
+# The TPU compiler that trainer.preflight calls.
 preflight-env: .venv-preflight/installed
 
 bench: .venv/installed

@@ -1,4 +1,4 @@
-"""What is compared: processes, in environments of their own, that take turns."""
+"""Contenders: processes in separate environments that are measured in turns."""
 
 import contextlib
 import json
@@ -17,7 +17,7 @@ ENVIRONMENTS = ROOT / ".venv-benchmarks"
 
 
 class Contender(NamedTuple):
-    """`environment`: that of benchmarks/requirements-<environment>.txt, or "" for our own."""
+    """A program to measure. `environment`: benchmarks/requirements-<environment>.txt; "": ours."""
 
     title: str
     environment: str
@@ -26,7 +26,7 @@ class Contender(NamedTuple):
 
 
 def python_of(environment: str) -> str:
-    """The interpreter of an environment, made now if it is not there or was made for other pins."""
+    """Returns an environment's interpreter; builds it if it is missing or its pins have changed."""
     if not environment:
         return sys.executable
     folder = ENVIRONMENTS / environment
@@ -48,10 +48,10 @@ def python_of(environment: str) -> str:
 
 
 class Worker:
-    """A contender's process, ready to run; it speaks as benchmarks/peers/protocol.py says.
+    """A contender's process, ready to run. Its protocol is in benchmarks/peers/protocol.py.
 
-    Between its turns it is stopped, with all its children: an input would fill its buffers, at the
-    cost of who is measured then, and begin its next turn with them.
+    Between turns the process and its children are stopped. Otherwise an input pipeline would fill
+    its buffers during another contender's measurement and start its next turn with them full.
     """
 
     def __init__(self, contender: Contender, arguments: Sequence[str]):
@@ -60,7 +60,7 @@ class Worker:
         self._log = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
         module = f"benchmarks.peers.{contender.module}"
         command = [python_of(contender.environment), "-m", module, *arguments]
-        # The CPU is measured; and torch.compile's cache would make a second start look quicker.
+        # Measure the CPU. torch.compile's cache would make a second start look faster.
         environment = {"CUDA_VISIBLE_DEVICES": "-1", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
         self._process = subprocess.Popen(
             [*command, f"--variant={contender.variant}"],
@@ -106,7 +106,10 @@ class Worker:
 def started(
     contenders: Mapping[str, Contender], arguments: Sequence[str]
 ) -> Iterator[dict[str, Worker]]:
-    """A process for each, all ready; closed at the end, and where one does not start."""
+    """Starts a process for each contender and yields them when all are ready.
+
+    Closes all of them at the end, and also if one does not start.
+    """
     workers: dict[str, Worker] = {}
     try:
         for name, contender in contenders.items():
@@ -121,8 +124,10 @@ def started(
 def take_turns(
     workers: Mapping[str, Worker], steps: Mapping[str, int], rounds: int
 ) -> dict[str, list[dict[str, Any]]]:
-    """The measurements of each, so many steps in each: one at work at a time, each round beginning
-    with another."""
+    """Measures the workers one at a time, each round starting with a different one.
+
+    Returns each worker's measurements, one per round of `steps[name]` steps.
+    """
     names = list(workers)
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for index in range(rounds):

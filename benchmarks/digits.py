@@ -1,9 +1,10 @@
-"""The default recipe's accuracy on the 360 test examples, seeds 0 to 4, as `make train` runs it.
+"""Measures the default recipe's accuracy on the 360 test examples, run as by `make train`.
 
     python -m benchmarks.digits
 
-Each run is a process of its own. Prints a Markdown row a seed, then mean, least and most. The
-accuracy is that after the last step: the best of several would be chosen on the test.
+Runs seeds 0 to 4, each in its own process. Prints a Markdown row per seed, then mean, minimum and
+maximum. The accuracy is the one after the last step: picking the best evaluation would select on
+the test set.
 """
 
 import json

@@ -1,9 +1,9 @@
-"""Compares settings for digits by 5-fold cross-validation inside the 1,437 training examples.
+"""Compares settings for digits by 5-fold cross-validation on the 1,437 training examples.
 
     python -m benchmarks.digits_cv [--only=NAME,NAME] [--seeds=1]
 
-The 360 test examples are not read. Prints a Markdown row a setting: the accuracy after the last
-step, of the EMA where there is one.
+Never reads the 360 test examples. Prints a Markdown row per setting: the accuracy after the last
+step, of the averaged (EMA) weights if there are any.
 """
 
 import os
@@ -25,7 +25,7 @@ _FOLDS = (
     ("train[:60%]+train[80%:]", "train[60%:80%]"),
     ("train[:80%]", "train[80%:]"),
 )
-# Each is a set of changes to the config as it stands.
+# Changes to the recipe, by the name of the setting.
 _SETTINGS: dict[str, tuple[str, ...]] = {
     "as configured": (),
     "no crop": ("data.crop=none", "data.pad=0"),
@@ -47,9 +47,9 @@ _SETTINGS: dict[str, tuple[str, ...]] = {
     "EMA 0.99": ("ema_decay=0.99",),
     "no zero init": ("model.zero_init_residual=false",),
 }
-_ONLY = flags.DEFINE_list("only", [], "Names of settings; all where empty.")
-_SEEDS = flags.DEFINE_integer("seeds", 1, "How many seeds a fold.")
-_DATA_DIR = flags.DEFINE_string("data_dir", "~/tensorflow_datasets", "Where digits are prepared.")
+_ONLY = flags.DEFINE_list("only", [], "Names of the settings to compare; empty: all.")
+_SEEDS = flags.DEFINE_integer("seeds", 1, "Number of seeds per fold.")
+_DATA_DIR = flags.DEFINE_string("data_dir", "~/tensorflow_datasets", "Folder of prepared data.")
 
 
 def main(argv):

@@ -1,11 +1,11 @@
-"""The input against its peers: the same files, crops and cores, no model.
+"""Compares our input pipeline with its peers: the same files, crops and cores, no model.
 
     python -m benchmarks.input --out benchmarks/input-DATE.md
 
-Files are scikit-learn's two photos, and they at other sizes and qualities. The contenders take
-turns, as in benchmarks/step.py; `limit` is the decoding of the crops and nothing else. Then, of our
-input alone: what random and block order lose where each read takes 20 ms, memory over many batches,
-and the time to the first batch in the middle of an epoch of ImageNet's size.
+The files are scikit-learn's two photos, as shipped and at other sizes and qualities. The contenders
+take turns, as in benchmarks/step.py; `limit` only decodes the crops. Three more measurements are of
+our input alone: the throughput that random and block order lose if each read takes 20 ms, memory
+over many batches, and the time to the first batch in the middle of an epoch of ImageNet's size.
 """
 
 import os
@@ -35,11 +35,11 @@ from benchmarks.peers.input_files import CLASSES
 
 
 class Photos(NamedTuple):
-    """How the two photos are stored."""
+    """A stored form of the two photos."""
 
     width: int
     height: int
-    quality: int | None  # of JPEG; None: the files as they are shipped
+    quality: int | None  # JPEG quality; None: the files as shipped
 
 
 PHOTOS = {
@@ -58,24 +58,24 @@ OURS = ("folder", "tfrecord")
 GOALS = {"limit": 0.9, "torch": 1.3, "model_garden": 1.1}
 GOALS_RANDAUGMENT = {"torch": 1.5, "model_garden": 1.5}
 BATCH, IMAGE_SIZE, FILES = 64, 224, 128
-MEASURED = "--- measured ---"  # what libraries and preparing print comes before it
-OWN = {  # of our input alone, by benchmarks/peers/input_own.py
+MEASURED = "--- measured ---"  # separates the results from whatever libraries print before
+OWN = {  # measurements of our input alone, in benchmarks/peers/input_own.py
     "latency": "Reads of 20 ms",
     "memory": "Host memory",
     "seek": "Time to the first batch in the middle of an epoch of 1,281,167 examples",
 }
 
-_PHOTOS = flags.DEFINE_list("photos", list(PHOTOS), "Which files.")
-_ROUNDS = flags.DEFINE_integer("rounds", 7, "Measurements of each contender.", lower_bound=1)
-_SECONDS = flags.DEFINE_float("seconds", 4.0, "About how long one measurement lasts.")
+_PHOTOS = flags.DEFINE_list("photos", list(PHOTOS), "Forms of the photos to measure.")
+_ROUNDS = flags.DEFINE_integer("rounds", 7, "Measurements per contender.", lower_bound=1)
+_SECONDS = flags.DEFINE_float("seconds", 4.0, "Approximate duration of one measurement.")
 _THREADS = flags.DEFINE_integer("threads", 2, "CPU cores to use.", lower_bound=1)
-_OWN = flags.DEFINE_list("own", list(OWN), "What is measured of our input alone.")
-_OUT = flags.DEFINE_string("out", None, "The Markdown file to write, beside printing it.")
-_JSON = flags.DEFINE_string("json", None, "A file for all numbers.")
+_OWN = flags.DEFINE_list("own", list(OWN), "Measurements of our input alone.")
+_OUT = flags.DEFINE_string("out", None, "Markdown file to write in addition to printing.")
+_JSON = flags.DEFINE_string("json", None, "JSON file for the raw numbers.")
 
 
 def write_files(root: Path, photos: Photos) -> None:
-    """`root/train/CLASS/*.jpg`, FILES in all, and the same in `root/records`."""
+    """Writes FILES photos to `root/train/CLASS/*.jpg`, and as TFRecord to `root/records`."""
     from PIL import Image
     from sklearn.datasets import load_sample_images
 
@@ -98,7 +98,7 @@ def write_files(root: Path, photos: Photos) -> None:
 def measure(
     root: Path, randaugment: bool, rounds: int, seconds: float
 ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Mapping[str, str]]]:
-    """The measurements of each contender, in turns, and the versions of each environment."""
+    """Returns the contenders' measurements, taken in turns, and each environment's versions."""
     arguments = [f"--data={root}", f"--batch={BATCH}", f"--image_size={IMAGE_SIZE}"]
     arguments += [f"--threads={_THREADS.value}"] + ["--randaugment"] * randaugment
     contenders = {
@@ -137,7 +137,7 @@ def table(runs: Mapping[str, Sequence[dict[str, Any]]], goals: Mapping[str, floa
                 f"{medians[name]:.0f}",
                 f"{min(values):.0f} to {max(values):.0f}",
                 *ratios,
-                "" if name == "torch" else f"{cores:.2f}",  # its workers are other processes
+                "" if name == "torch" else f"{cores:.2f}",  # its workers are separate processes
             ]
         )
     return markdown_table(

@@ -1,4 +1,4 @@
-"""What benchmarks share: where they are, and on what."""
+"""Helpers that all benchmarks share: the hardware's description and the report."""
 
 import json
 import os
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def hardware() -> str:
-    """The processor, the cores that this process may use, and memory."""
+    """Describes the processor, the cores that this process may use, and the memory."""
     cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     models = [line.partition(":")[2].strip() for line in cpuinfo if line.startswith("model name")]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
@@ -32,12 +32,12 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def verdict(ratio: float, goal: float | None) -> str:
-    """Of a ratio that is to be at least its goal."""
+    """Returns whether a ratio reached its goal, as text; empty without a goal."""
     return "" if goal is None else f"≥ {goal:g}: {'met' if ratio >= goal else 'missed'}"
 
 
 def versions_text(versions: Mapping[str, Mapping[str, str]]) -> str:
-    """Of each environment, the versions of its packages."""
+    """Lists each environment's package versions, as Markdown."""
     lines = [
         f"- {environment}: {', '.join(f'{name} {value}' for name, value in found.items())}"
         for environment, found in versions.items()
@@ -52,7 +52,7 @@ def write_report(
     out: str | None,
     json_out: str | None,
 ) -> None:
-    """The paragraphs as Markdown to `out`, and all numbers to `json_out`, where they are given."""
+    """Writes the paragraphs as Markdown to `out` and all numbers to `json_out`, if not None."""
     if out:
         text = "\n\n".join([*document, versions_text(versions)])
         Path(out).write_text(f"{text}\n", encoding="utf-8")

@@ -1,9 +1,9 @@
-"""What the recipes take on the TPU slices that their headers name, and each family on v5e:2x2.
+"""Reports what each recipe needs on the TPU slice its header names, and each family on v5e:2x2.
 
     python -m benchmarks.preflight --out benchmarks/preflight-DATE.md
 
-By trainer.preflight: compiled for the chip, run on none. What was compiled once is kept: with
---fresh all of it is compiled anew, for the seconds.
+Uses trainer.preflight, which compiles for the chip and runs on none. Results are cached; --fresh
+compiles everything again, to measure the compile time.
 """
 
 import json
@@ -27,7 +27,7 @@ from trainer.preflight.slices import parse_slice
 FAMILY_SLICE = "v5e:2x2"
 IMAGENET = "configs/imagenet_resnet50.py"
 CIFAR = "configs/cifar10_resnet20.py"
-# One of each, 128 images a chip: at 224 pixels of ImageNet, and what is made for 32 of CIFAR.
+# One model per family, 128 images per chip: ImageNet's at 224 pixels, CIFAR's at 32.
 FAMILIES = {
     **dict.fromkeys(
         ("resnet50", "resnet50_v1", "resnet50d", "seresnet50", "resnetrs50", "resnext50_32x4d"),
@@ -38,25 +38,25 @@ FAMILIES = {
     **dict.fromkeys(("resnet20", "wrn28_10"), CIFAR),
 }
 
-_ONLY = flags.DEFINE_list("only", [], "Of the rows, those with these words in their names.")
-_FRESH = flags.DEFINE_bool("fresh", False, "Compile what is kept from earlier as well.")
-_OUT = flags.DEFINE_string("out", None, "The Markdown file to write, beside printing it.")
+_ONLY = flags.DEFINE_list("only", [], "Only the rows with one of these words in their names.")
+_FRESH = flags.DEFINE_bool("fresh", False, "Ignore cached results and compile everything.")
+_OUT = flags.DEFINE_string("out", None, "Markdown file to write in addition to printing.")
 
 
 def slice_of(path: Path) -> str:
-    """The TPU slice that a recipe's header names."""
+    """Returns the TPU slice that a recipe's header names."""
     found = re.search(r"TPU slice: (\S+?)\.?\n", path.read_text(encoding="utf-8"))
     if not found:
-        raise SystemExit(f"{path}: its header must say: TPU slice: v5e:2x4.")
+        raise SystemExit(f"{path}: its header must name a slice, for example: TPU slice: v5e:2x4.")
     return found[1]
 
 
 def cases() -> dict[str, list[str]]:
-    """The rows' names and preflight's flags."""
+    """Returns preflight's flags for each row, by the row's name."""
     found = {}
     for path in sorted((ROOT / "configs").glob("*.py")):
         arguments = [f"--config=configs/{path.name}", f"--tpu={slice_of(path)}"]
-        if path.stem.startswith("photos_"):  # as many classes as the data have
+        if path.stem.startswith("photos_"):  # num_classes comes from the data
             arguments += ["--set", "model.num_classes=37"]
         found[f"{path.stem}.py"] = arguments
     for name, config in FAMILIES.items():
@@ -122,7 +122,7 @@ def main(argv: Sequence[str]) -> None:
         "Recipes are compiled on the slice that their headers name; families in mixed_bfloat16 on "
         f"{FAMILY_SLICE}, 128 images a chip, by the ImageNet recipe at 224 pixels or the CIFAR-10 "
         'recipe at 32. One compilation each. "Step at least" is the FLOPs at the chip\'s peak: a '
-        "lower bound and no estimate.",
+        "lower bound, not an estimate.",
         NOT_SHOWN,
         markdown_table(head, rows),
     ]

@@ -1,13 +1,13 @@
-"""Data parallel, weak scaling on one machine: 2 workers of 1 core each against 1 worker of 1 core.
+"""Measures data-parallel weak scaling on one machine: two 1-core workers against one.
 
     python -m benchmarks.scaling --out benchmarks/scaling-DATE.md
 
-Each worker is pinned to a core of its own and trains the same batch a step; so the ideal is the
-same time a step, and the efficiency is `time alone / time of two`. Two cores share the memory's
-bandwidth, the last cache and the clock, whatever runs on them: "side by side" are two workers that
-do not know of each other, the baseline that has this cost and no communication. Workers start anew
-for each measurement, the kinds in turns. Communication is loopback, MultiWorkerMirroredStrategy,
-our train loop; its volume is read from the graph.
+Each worker is pinned to its own core and trains the same batch size per step. The ideal is the same
+time per step, and the efficiency is `time alone / time of two`. Two cores share memory bandwidth,
+the last-level cache and the clock, whatever they run. "Side by side" is the baseline with this cost
+but without communication: two independent workers. Each measurement starts new processes, and the
+kinds take turns. Workers run our train loop under MultiWorkerMirroredStrategy and communicate over
+loopback; the volume is read from the graph.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from benchmarks.machine import ROOT, hardware, markdown_table, say
 
 class Case(NamedTuple):
     model: str
-    batch: int  # images a step of each worker
+    batch: int  # images per step and worker
     image_size: int  # pixels
 
 
@@ -40,12 +40,12 @@ GOAL = 0.90
 
 
 class Ring(NamedTuple):
-    """What is worked out on paper. Bandwidths and latencies are assumed, not measured."""
+    """A ring for the estimate on paper. Bandwidth and latency are assumed, not measured."""
 
     title: str
-    members: int  # machines: their GPUs have reduced among themselves before
-    bandwidth: float  # bytes/s that each can send, and receive at the same time
-    latency: float  # seconds a message
+    members: int  # GPUs, or machines if each has already reduced over its own GPUs
+    bandwidth: float  # bytes/s that each member can send, and receive at the same time
+    latency: float  # seconds per message
 
 
 RINGS = [
@@ -54,23 +54,23 @@ RINGS = [
     Ring("64 machines, 25 Gbit/s, 20 µs", 64, 3.125e9, 20e-6),
 ]
 
-_CASES = flags.DEFINE_list("cases", list(CASES), "Which cases.")
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Starts of each kind.", lower_bound=1)
-_SECONDS = flags.DEFINE_float("seconds", 8.0, "About how long one measurement lasts.")
+_CASES = flags.DEFINE_list("cases", list(CASES), "Cases to measure.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Measurements per kind.", lower_bound=1)
+_SECONDS = flags.DEFINE_float("seconds", 8.0, "Approximate duration of one measurement.")
 _SYNC_BATCH_NORM = flags.DEFINE_list(
-    "sync_batch_norm", ["false", "true"], "Batch norm over all workers, or not."
+    "sync_batch_norm", ["false", "true"], "Values of model.sync_batch_norm to measure."
 )
 _PROCESSES = flags.DEFINE_list(
-    "processes", ["2", "3", "4"], "Numbers of workers to count the traffic of."
+    "processes", ["2", "3", "4"], "Numbers of workers to count the traffic for."
 )
-_OUT = flags.DEFINE_string("out", None, "The Markdown file to write, beside printing it.")
-_JSON = flags.DEFINE_string("json", None, "A file for all numbers.")
+_OUT = flags.DEFINE_string("out", None, "Markdown file to write in addition to printing.")
+_JSON = flags.DEFINE_string("json", None, "JSON file for the raw numbers.")
 
 
 def start(
     case: Case, core: int, steps: int, sync_batch_norm: bool = False, tf_config: dict | None = None
 ):
-    """One worker that measures so many steps; 0: as many as fit in --seconds."""
+    """Starts a worker that measures this many steps; 0: as many as fit in --seconds."""
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
     environment.pop("TF_CONFIG", None)
     if tf_config:
@@ -93,7 +93,7 @@ def start(
 
 
 def results(processes: Sequence[subprocess.Popen]) -> list[dict[str, Any]]:
-    """Lets all begin at once, when all are ready, and waits for their answers."""
+    """Waits until all workers are ready, starts them together and returns their answers."""
     try:
         for process in processes:
             line = process.stdout.readline()
@@ -116,7 +116,7 @@ def results(processes: Sequence[subprocess.Popen]) -> list[dict[str, Any]]:
 
 
 def free_ports(number: int) -> list[int]:
-    with contextlib.ExitStack() as stack:  # all open at once: no two the same
+    with contextlib.ExitStack() as stack:  # all open at once, so all different
         sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
         for one in sockets:
             one.bind(("localhost", 0))
@@ -124,7 +124,7 @@ def free_ports(number: int) -> list[int]:
 
 
 def cluster(case: Case, cores: Sequence[int], number: int, steps: int, sync_batch_norm: bool):
-    """The answers of `number` workers that train together."""
+    """Returns the answers of `number` workers that train together."""
     addresses = [f"localhost:{port}" for port in free_ports(number)]
     tasks = [{"type": "worker", "index": index} for index in range(number)]
     return results(
@@ -144,15 +144,15 @@ def cluster(case: Case, cores: Sequence[int], number: int, steps: int, sync_batc
 def measure(
     case: Case, cores: Sequence[int], sync_batch_norm: Sequence[bool]
 ) -> dict[str, list[float]]:
-    """Seconds a step: of one worker alone, of two side by side, of two together."""
-    steps = results([start(case, cores[0], 0)])[0]["steps"]  # as many in every measurement
+    """Returns seconds per step: one worker alone, two side by side, two together."""
+    steps = results([start(case, cores[0], 0)])[0]["steps"]  # the same in every measurement
     found: dict[str, list[float]] = {"alone": [], "side by side": []}
     found |= {f"together, sync_batch_norm={flag}": [] for flag in sync_batch_norm}
     for index in range(_ROUNDS.value):
         alone = results([start(case, cores[index % 2], steps)])
         pair = results([start(case, core, steps) for core in cores])
         found["alone"].append(alone[0]["seconds_per_step"])
-        # Two that train together wait for the slower one in each step.
+        # Workers that train together wait for the slower one in each step.
         found["side by side"].append(max(answer["seconds_per_step"] for answer in pair))
         for flag in sync_batch_norm:
             answers = cluster(case, cores, 2, steps, flag)
@@ -186,7 +186,7 @@ def table(case: Case, found: dict[str, list[float]]) -> str:
 def traffic(
     case: Case, cores: Sequence[int], sync_batch_norm: Sequence[bool]
 ) -> tuple[str, list[dict]]:
-    """What one worker hands over to be reduced in a step, by number of workers."""
+    """Counts the bytes that one worker passes to reductions per step, by number of workers."""
     cells, rows = [], []
     for number in (int(text) for text in _PROCESSES.value):
         for flag in sync_batch_norm:
@@ -199,10 +199,10 @@ def traffic(
 
 
 def on_paper(rows: Sequence[dict[str, Any]]) -> str:
-    """How long reductions take, of what two workers were seen to hand over.
+    """Estimates how long the reductions counted with two workers would take on each of RINGS.
 
-    Bytes go round a ring: each member sends `2 (n - 1) / n` of them (Patarasuk & Yuan 2009). A
-    reduction's latency is that of a tree, up and down: `2 log2(n)` messages.
+    In a ring, each member sends `2 (n - 1) / n` of the bytes (Patarasuk & Yuan 2009). The latency
+    is that of a tree, up and down: `2 log2(n)` messages.
     """
     cells = []
     two = [row for row in rows if row["workers"] == 2]
@@ -220,19 +220,17 @@ def on_paper(rows: Sequence[dict[str, Any]]) -> str:
     text = (
         "On paper, all after the backward pass, nothing overlapped; bandwidth and latency assumed:"
     )
-    last = f"efficiency ≥ {GOAL:g} where a step alone takes"
+    last = f"efficiency ≥ {GOAL:g} if a step alone takes"
     return f"{text}\n\n{markdown_table([*head, last], cells)}"
 
 
 def main(argv: Sequence[str]) -> None:
     unknown = (set(_CASES.value) - set(CASES)) | set(argv[1:])
     if unknown or not set(_SYNC_BATCH_NORM.value) <= {"false", "true"}:
-        raise app.UsageError(
-            f"cases are {', '.join(CASES)}; sync_batch_norm is false, true or both"
-        )
+        raise app.UsageError(f"cases: {', '.join(CASES)}; sync_batch_norm: false, true or both")
     cores = sorted(os.sched_getaffinity(0))[:2]
     if len(cores) < 2:
-        raise app.UsageError("two cores are needed")
+        raise app.UsageError("needs two cores")
     flags_of_bn = [text == "true" for text in _SYNC_BATCH_NORM.value]
     document = [
         "# Data parallel, weak scaling",

@@ -1,9 +1,9 @@
-"""Time from the command to the end of the first step, in parts, in processes of their own.
+"""Measures the time from the command to the end of the first step, in parts.
 
     python -m benchmarks.startup --out benchmarks/startup-DATE.md
 
-"Compile" is what TensorFlow does on the first call of a traced function: it optimises the graph and
-makes oneDNN's kernels.
+Each start is a new process. "Compile" is TensorFlow's work on the first call of a traced function:
+it optimises the graph and generates oneDNN's kernels.
 """
 
 import json
@@ -22,15 +22,15 @@ from absl import app, flags
 from benchmarks.machine import ROOT, hardware, markdown_table, say
 
 OWN_IMPORTS_GOAL = 1.0  # seconds
-CASES = {"resnet20": (128, 32), "resnet50": (16, 224)}  # images a step, pixels
+CASES = {"resnet20": (128, 32), "resnet50": (16, 224)}  # images per step, pixels
 
-_CASES = flags.DEFINE_list("cases", list(CASES), "Which models.")
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Starts of each.", lower_bound=1)
-_OUT = flags.DEFINE_string("out", None, "The Markdown file to write, beside printing it.")
+_CASES = flags.DEFINE_list("cases", list(CASES), "Models to measure.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Starts per model.", lower_bound=1)
+_OUT = flags.DEFINE_string("out", None, "Markdown file to write in addition to printing.")
 
 
 def start(model: str) -> dict[str, float]:
-    """Seconds of each part."""
+    """Starts one process and returns the seconds of each part."""
     batch, image_size = CASES[model]
     command = [sys.executable, "-m", "benchmarks.peers.startup_worker", model, str(batch)]
     output = subprocess.run(
@@ -47,8 +47,8 @@ def start(model: str) -> dict[str, float]:
 
 def main(argv: Sequence[str]) -> None:
     if argv[1:] or not set(_CASES.value) <= set(CASES):
-        raise app.UsageError(f"cases are {', '.join(CASES)}")
-    start(_CASES.value[0])  # so that the files are in the cache of the file system
+        raise app.UsageError(f"cases: {', '.join(CASES)}")
+    start(_CASES.value[0])  # fills the file system's cache
     rounds = {model: [] for model in _CASES.value}
     for index in range(_ROUNDS.value):
         for model, starts in rounds.items():  # in turns

@@ -1,14 +1,14 @@
-"""The train step against its peers: the same model, batch, precision and threads, on the CPU.
+"""Compares our train step with its peers: same model, batch, precision and threads, on the CPU.
 
     python -m benchmarks.step --out benchmarks/step-DATE.md --json benchmarks/step-DATE.json
 
-Every contender is a process of its own (benchmarks/peers/), peers in environments of their own,
-made on first use in .venv-benchmarks/ (some 6 GB). The processes of a case are all started, then
-take turns, one at work at a time: round after round, each round beginning with another. What is
-compared are medians over the rounds. `limit` is the model's convolutions alone.
+Every contender is a separate process (benchmarks/peers/). Peers have separate environments, built
+on first use in .venv-benchmarks/ (some 6 GB). All processes of a case are started first; then they
+take turns, one at a time, each round starting with a different one. Medians over the rounds are
+compared. `limit` is the model's convolutions alone.
 
-All of them see one batch that stays in memory: this measures the step, not the input. Peers get it
-normalised already; ours gets bytes and normalises them in the step, as in training.
+All contenders see one batch that stays in memory, which measures the step, not the input. Peers get
+normalised images; ours gets bytes and normalises them in the step, as in training.
 """
 
 import os
@@ -33,10 +33,10 @@ from benchmarks.machine import (
 
 
 class Case(NamedTuple):
-    """`goals`: by how much ours is to be faster than a contender, as a factor."""
+    """A model, its input and precision. `goals`: ours should be this many times faster."""
 
     model: str
-    batch: int  # images a step
+    batch: int  # images per step
     image_size: int  # pixels
     precision: str
     goals: Mapping[str, float]
@@ -66,19 +66,19 @@ CONTENDERS = {
         "PyTorch, torch.compile", "torch", "torch_eager_and_compile", "compile"
     ),
 }
-# At most so many peers at once with a model, so that all processes fit in 24 GiB of memory.
+# The most peers at once for each model: all processes must fit in 24 GiB of memory.
 PEERS_AT_ONCE = {"resnet20": 8, "resnet50": 2, "dense": 8}
-# Not every contender says something about every model.
+# Contenders that are not informative for a model.
 LEFT_OUT = {"resnet20": ["keras_fit_loop100"], "resnet50": ["keras_fit_loop100"]}
 LEFT_OUT["dense"] = ["limit", "keras_fit_xla"]
 
-_CASES = flags.DEFINE_list("cases", list(CASES), "Which cases.")
-_ONLY = flags.DEFINE_list("only", [], "Which peers; empty for all.")
-_ROUNDS = flags.DEFINE_integer("rounds", 7, "Measurements of each contender.", lower_bound=1)
-_SECONDS = flags.DEFINE_float("seconds", 4.0, "About how long one measurement lasts.")
+_CASES = flags.DEFINE_list("cases", list(CASES), "Cases to measure.")
+_ONLY = flags.DEFINE_list("only", [], "Peers to measure; empty: all.")
+_ROUNDS = flags.DEFINE_integer("rounds", 7, "Measurements per contender.", lower_bound=1)
+_SECONDS = flags.DEFINE_float("seconds", 4.0, "Approximate duration of one measurement.")
 _THREADS = flags.DEFINE_integer("threads", 2, "CPU cores to use.", lower_bound=1)
-_OUT = flags.DEFINE_string("out", None, "The Markdown file to write, beside printing it.")
-_JSON = flags.DEFINE_string("json", None, "A file for all numbers.")
+_OUT = flags.DEFINE_string("out", None, "Markdown file to write in addition to printing.")
+_JSON = flags.DEFINE_string("json", None, "JSON file for the raw numbers.")
 
 
 class Row(NamedTuple):
@@ -87,7 +87,7 @@ class Row(NamedTuple):
     name: str
     images_per_second: list[float]
     seconds_per_step: list[float]
-    cores: list[float]  # busy, on average, a measurement
+    cores: list[float]  # mean number of busy cores in each measurement
     peak_rss_bytes: int
     ready: dict[str, Any]
     runs: list[dict[str, Any]]
@@ -98,7 +98,7 @@ class Row(NamedTuple):
 
 
 def arguments(case: Case, threads: int) -> list[str]:
-    """What protocol.read_request reads."""
+    """Returns the flags that protocol.read_request parses."""
     return [
         f"--model={case.model}",
         f"--batch={case.batch}",
@@ -109,7 +109,7 @@ def arguments(case: Case, threads: int) -> list[str]:
 
 
 def measure(names: Sequence[str], case: Case, rounds: int, seconds: float, threads: int):
-    """The rows of contenders that take turns, and what `limit` says of the machine."""
+    """Measures contenders in turns; returns their rows and the machine's limits by `limit`."""
     machine: dict[str, Any] = {}
     contenders = {name: CONTENDERS[name] for name in names}
     with started(contenders, arguments(case, threads)) as workers:
@@ -120,7 +120,7 @@ def measure(names: Sequence[str], case: Case, rounds: int, seconds: float, threa
             name: max(2, round(seconds / worker.ready["seconds_per_step"]))
             for name, worker in workers.items()
         }
-        if case.model == "dense":  # whole loops
+        if case.model == "dense":  # whole loops of 100 steps
             steps = {name: -(-count // 100) * 100 for name, count in steps.items()}
         runs = take_turns(workers, steps, rounds)
         rows = []
@@ -141,14 +141,14 @@ def measure(names: Sequence[str], case: Case, rounds: int, seconds: float, threa
 
 
 def check_parameters(workers: Mapping[str, Worker]) -> None:
-    """The same model: the same number of weights."""
+    """Raises RuntimeError unless all contenders have the same number of parameters."""
     counts = {n: w.ready["parameters"] for n, w in workers.items() if n != "limit"}
     if len(set(counts.values())) != 1:
         raise RuntimeError(f"not the same model: parameters {counts}")
 
 
 def groups(names: Sequence[str], model: str) -> list[list[str]]:
-    """Ours and the limit in each, with as many peers as fit in memory."""
+    """Splits the peers into groups that fit in memory; each also has ours and the limit."""
     always = [name for name in names if name in ("ours", "limit")]
     peers = [name for name in names if name not in always]
     at_once = PEERS_AT_ONCE[model]
@@ -223,7 +223,7 @@ def main(argv: Sequence[str]) -> None:
     if unknown:
         known = f"cases {', '.join(CASES)}; peers {', '.join(peers)}"
         raise app.UsageError(f"unknown: {', '.join(sorted(unknown))}; known: {known}")
-    # Processes started from here on inherit it.
+    # Processes started from here on inherit the affinity.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: _THREADS.value])
 
     document = [
@@ -255,7 +255,7 @@ def main(argv: Sequence[str]) -> None:
             )
             write_report(
                 document, versions, raw, _OUT.value, _JSON.value
-            )  # after every group: an end half-way loses little
+            )  # after every group, so that an interruption loses little
     print("\n\n".join([*document, versions_text(versions)]))
 
 

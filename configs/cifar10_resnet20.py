@@ -1,7 +1,7 @@
-"""ResNet-20 on CIFAR-10 as section 4.2 of He et al. 2015 trains it: 91.25 % there, 64,000 steps.
+"""ResNet-20 on CIFAR-10, from section 4.2 of He et al. 2015: 91.25 % there, in 64,000 steps.
 
-Not run here, for want of the data: this repository's tests load and validate it. Prepare the data
-once, where there is a network: tfds build cifar10 --file_format=array_record
+Not run here, for lack of the data; the tests load and validate it. Prepare the data once, on a
+machine with network access: tfds build cifar10 --file_format=array_record
 
 TPU slice: v5e:1x1.
 """

@@ -14,7 +14,7 @@ def get_config() -> Config:
         model=ModelConfig(name="resnet20", num_classes=10),
         data=DataConfig(
             name="digits",
-            image_size=12,  # of 8: each shift by a pixel is then a smaller one
+            image_size=12,  # resized from 8, so that a shift by one pixel is a smaller shift
             mean=(0.3056,),
             std=(0.3761,),
             global_batch_size=64,

@@ -1,7 +1,7 @@
-"""ResNet-50 on ImageNet by the recipe of Goyal et al. 2017, whose result is 76.3 % in 90 epochs.
+"""ResNet-50 on ImageNet, the recipe of Goyal et al. 2017: 76.3 % there, in 90 epochs.
 
-Meant for 8 accelerators of 128 images each. Not run here, for want of the data: this repository's
-tests load and validate it. Prepare the data once (ImageNet must be fetched by hand, TFDS says how):
+For 8 accelerators with 128 images each. Not run here, for lack of the data; the tests load and
+validate it. Prepare the data once (ImageNet must be downloaded by hand; TFDS explains how):
 tfds build imagenet2012 --file_format=array_record
 
 TPU slice: v5e:2x4.
@@ -34,7 +34,7 @@ def get_config() -> Config:
         ),
         optimizer=OptimizerConfig(
             name="sgd",
-            learning_rate=0.4,  # 0.1 for each 256 images
+            learning_rate=0.4,  # 0.1 per 256 images
             nesterov=False,
             weight_decay=1e-4,
             schedule="step",

@@ -1,7 +1,7 @@
-"""ResNet-RS-50 on ImageNet at 160 pixels, by Bello et al. 2021: 78.8 % in 350 epochs there.
+"""ResNet-RS-50 on ImageNet at 160 pixels, from Bello et al. 2021: 78.8 % there, in 350 epochs.
 
-Meant for 32 accelerators of 128 images each. Not run here, for want of the data: this repository's
-tests load and validate it. Where the paper is silent, the values are those of imagenet_resnet50.py.
+For 32 accelerators with 128 images each. Not run here, for lack of the data; the tests load and
+validate it. Values that the paper does not give are those of imagenet_resnet50.py.
 
 TPU slice: v5e:4x8.
 """

@@ -1,12 +1,13 @@
-"""ResNet-50 fine-tuned on your own photos, from weights that were trained on ImageNet.
+"""ResNet-50 fine-tuned on your own photos, from ImageNet weights.
 
     python -m trainer.main --config=configs/photos_finetune_resnet50.py --data_dir=photos \\
         --set model.weights=resnet50.safetensors
 
-Photos lie in photos/train/CLASS/* and photos/val/CLASS/*. The weights are a file of timm or
+Put photos in photos/train/CLASS/* and photos/val/CLASS/*. The weights are a file from timm or
 torchvision, or a run. For a few hundred to a few thousand photos on one GPU with 16 GiB, by
-`trainer.inspect`'s estimate. The values are usual ones for fine-tuning: not tuned, and not run,
-since ImageNet weights were not available. The tests load this file and fine-tune smaller models.
+`trainer.inspect`'s estimate. The values are common ones for fine-tuning. They were not tuned, nor
+run, since ImageNet weights were not available; the tests load this file and fine-tune smaller
+models.
 
 TPU slice: v5e:1x1.
 """
@@ -19,13 +20,13 @@ def get_config() -> Config:
         num_epochs=20.0,
         precision="mixed_bfloat16",
         label_smoothing=0.1,
-        ema_decay=0.98,  # averages some 50 steps: 200 photos are 6 steps an epoch
+        ema_decay=0.98,  # averages about 50 steps; 200 photos are 6 steps per epoch
         model=ModelConfig(
             name="resnet50",
             num_classes=None,
             weights="resnet50.safetensors",
             freeze="stem",
-            batch_norm_inference=True,  # ImageNet's statistics are better than a small batch's
+            batch_norm_inference=True,  # ImageNet's statistics beat those of a small batch
         ),
         data=DataConfig(
             name="folder",

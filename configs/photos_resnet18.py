@@ -2,9 +2,9 @@
 
     python -m trainer.main --config=configs/photos_resnet18.py --data_dir=photos
 
-Photos lie in photos/train/CLASS/* and photos/val/CLASS/*. For a few hundred to a few thousand
-photos on a laptop's CPU. The values are usual ones for small data sets: not tuned. With weights
-that were trained on ImageNet, photos_finetune_resnet50.py needs fewer photos.
+Put photos in photos/train/CLASS/* and photos/val/CLASS/*. For a few hundred to a few thousand
+photos on a laptop's CPU. The values are common ones for small data sets and were not tuned. If you
+have ImageNet weights, photos_finetune_resnet50.py needs fewer photos.
 
 TPU slice: v5e:1x1.
 """
@@ -16,7 +16,7 @@ def get_config() -> Config:
     return Config(
         num_epochs=60.0,
         label_smoothing=0.1,
-        ema_decay=0.98,  # averages some 50 steps: 200 photos are 6 steps an epoch
+        ema_decay=0.98,  # averages about 50 steps; 200 photos are 6 steps per epoch
         eval_every_epochs=2.0,
         model=ModelConfig(name="resnet18", num_classes=None),
         data=DataConfig(
@@ -31,7 +31,7 @@ def get_config() -> Config:
             global_batch_size=32,
             eval_batch_size=64,
         ),
-        augment=AugmentConfig(policy="trivialaugment"),  # strong, and has nothing to tune
+        augment=AugmentConfig(policy="trivialaugment"),  # strong, without parameters to tune
         optimizer=OptimizerConfig(
             name="sgd",
             learning_rate=0.02,

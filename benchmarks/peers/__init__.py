@@ -1,4 +1,4 @@
-"""The contenders of benchmarks/step.py: one process each, which speak benchmarks/peers/protocol.py.
+"""The contenders of the benchmarks, one process each. They use the protocol in protocol.py.
 
-Each file imports only what its own environment has (benchmarks/requirements-*.txt).
+Each file imports only packages of its own environment (benchmarks/requirements-*.txt).
 """

@@ -1,4 +1,4 @@
-"""Our model of one dense layer, for the overhead of a step besides its arithmetic."""
+"""A model of one dense layer, to measure the overhead of a step besides its arithmetic."""
 
 import tf_keras
 
@@ -6,7 +6,7 @@ from trainer.config import ModelConfig
 
 
 class Dense(tf_keras.Model):
-    """Images `[batch, height, width, channels]` to logits `[batch, classes]`."""
+    """Maps images `[batch, height, width, channels]` to logits `[batch, classes]`."""
 
     def __init__(self, config: ModelConfig):
         super().__init__(name="dense")

@@ -1,6 +1,6 @@
-"""The files that benchmarks/input.py's contenders read, and what is asked of them.
+"""The request to benchmarks/input.py's contenders, and the settings of its augmentation.
 
-Standard library and numpy only: it is imported in the peers' environments too.
+Standard library and NumPy only, because the peers' environments import it too.
 """
 
 import argparse
@@ -16,18 +16,18 @@ RANDAUGMENT = (2, 9.0)  # layers, magnitude
 
 
 class InputRequest(NamedTuple):
-    """What a contender is asked for: batches of augmented images, from `data`."""
+    """A request for batches of augmented images from `data`."""
 
     data: Path  # has train/CLASS/*.jpg, and the same as TFRecord in records/
     batch: int
-    image_size: int  # pixels, of the batch's images
+    image_size: int  # height and width of the batch's images, pixels
     threads: int
     randaugment: bool
     variant: str
 
 
 def read_request() -> InputRequest:
-    """From the command line."""
+    """Reads the request from the command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--batch", type=int, required=True)
@@ -39,7 +39,7 @@ def read_request() -> InputRequest:
 
 
 def serve(batches, *packages: str) -> None:
-    """Answers `run N` by taking N batches. There is no loss, and no model."""
+    """Answers `run N` by taking N batches; without a model, the loss is 0."""
 
     def run(steps: int) -> tuple[int, float]:
         for _ in range(steps):

@@ -1,6 +1,7 @@
-"""The limit: `decode_and_crop_jpeg` of our input's crops, in parallel, and nothing else.
+"""The limit of any input: `decode_and_crop_jpeg` of our input's crops, in parallel, nothing else.
 
-Files and windows are in memory before the clock starts; nothing is resized, flipped or batched.
+Files and crop windows are in memory before the clock starts. Nothing is resized or flipped, and
+batches hold only the crops' shapes.
 """
 
 from benchmarks.peers import protocol  # noqa: F401  # first: its clock starts  # isort: skip

@@ -1,4 +1,4 @@
-"""TensorFlow Model Garden's parser for classification, on the same records as ours."""
+"""TensorFlow Model Garden's classification parser, on the same records as ours."""
 
 from benchmarks.peers import protocol  # noqa: F401  # first: its clock starts  # isort: skip
 
@@ -16,7 +16,7 @@ def main() -> None:
     augmentation = None
     if request.randaugment:
         layers, magnitude = input_files.RANDAUGMENT
-        # Its magnitudes are of 10, ours of 30.
+        # Its magnitudes range to 10, ours to 30.
         randaugment = common.RandAugment(num_layers=layers, magnitude=magnitude / 3)
         augmentation = common.Augmentation(type="randaug", randaug=randaugment)
     decoder = classification_input.Decoder("image/encoded", "image/class/label")
@@ -31,7 +31,7 @@ def main() -> None:
     )
     parse = parser.parse_fn(is_training=True)
     shards = sorted(str(path) for path in (request.data / "records").glob("train-*"))
-    # In memory after the first pass, as its configuration has it for small data sets.
+    # In memory after the first pass, as in its configuration for small data sets.
     records = tf.data.TFRecordDataset(shards).cache().repeat()
     examples = records.map(
         lambda record: parse(decoder.decode(record)), num_parallel_calls=tf.data.AUTOTUNE

@@ -1,4 +1,4 @@
-"""Our input, as training reads it. `--variant` is the source: folder or tfrecord."""
+"""Our input pipeline, the same as in training. `--variant` is the source: folder or tfrecord."""
 
 from benchmarks.peers import protocol  # noqa: F401  # first: its clock starts  # isort: skip
 

@@ -1,4 +1,4 @@
-"""What benchmarks/input.py measures of our input alone; prints Markdown. `input_own NAME`."""
+"""Measures our input alone, for benchmarks/input.py. `input_own NAME` prints Markdown."""
 
 import collections
 import statistics
@@ -22,15 +22,15 @@ ROUNDS = 5
 LATENCY_S = 0.02
 CHUNK = 32  # examples, some 5 MB
 CHUNKS_KEPT = 64
-TIMES = 256  # the files, over and over: 1,024 chunks, of which 6 % are kept
+TIMES = 256  # repetitions of the files: 1,024 chunks, of which 6 % are kept
 BATCHES_IN_ALL, BATCH_OF_MEMORY = 10_000, 16
 
 
 class SlowStorage:
-    """A stand-in for a disk or a bucket: each read waits 20 ms, unless it lies within what was read
-    ahead, of a chunk of CHUNK neighbours among the last CHUNKS_KEPT read.
+    """A stand-in for a slow disk or a bucket, wrapped around a source.
 
-    It has TIMES the examples of the source that it wraps: the same files, over and over.
+    A read waits `latency_s` unless its chunk of CHUNK neighbours is among the last CHUNKS_KEPT.
+    The wrapped source's examples are repeated TIMES times.
     """
 
     image_shape = None
@@ -55,7 +55,7 @@ class SlowStorage:
             with self._lock:
                 known = chunk in self._chunks
             if not known and self._latency_s:
-                time.sleep(self._latency_s)  # what is measured: the wait of a slow read
+                time.sleep(self._latency_s)  # simulates a slow read
             with self._lock:
                 self._chunks[chunk] = None
                 self._chunks.move_to_end(chunk)
@@ -64,7 +64,7 @@ class SlowStorage:
             return index
 
         waited = tf.map_fn(
-            # Said to have no side effect, or reads would wait for each other.
+            # stateful=False, because stateful calls would wait for each other.
             lambda index: tf.ensure_shape(
                 tf.numpy_function(wait, [index], tf.int64, stateful=False), []
             ),
@@ -91,7 +91,7 @@ def config(batch: int, shuffle: str = "full", name: str = "folder") -> Config:
 
 
 def latency() -> str:
-    """Random and block order, with and without a wait for each read."""
+    """Measures random and block order, with and without a wait for each read."""
     with tempfile.TemporaryDirectory() as folder:
         write_files(Path(folder), PHOTOS["shipped"])
         rates: dict[tuple[str, float], list[float]] = {}
@@ -118,11 +118,11 @@ def latency() -> str:
 
 
 def _rate(folder: str, shuffle: str, latency_s: float) -> float:
-    """Images/s of an input of its own: one that is not read from would fill its buffers."""
+    """Returns images/s of a new input pipeline: an existing one would have filled its buffers."""
     options = config(BATCH, shuffle)
     source = SlowStorage(open_source(options, "train", folder), latency_s)
     batches = iter(train_dataset(options, source, 0, tf.distribute.InputContext()))
-    for _ in range(20):  # it finds its degree of parallelism
+    for _ in range(20):  # AUTOTUNE settles on its parallelism
         next(batches)
     started = time.monotonic()
     for _ in range(40):
@@ -131,7 +131,7 @@ def _rate(folder: str, shuffle: str, latency_s: float) -> float:
 
 
 def memory() -> str:
-    """The resident set, while batches go by."""
+    """Measures the resident set over many batches."""
     with tempfile.TemporaryDirectory() as folder:
         write_files(Path(folder), PHOTOS["small"])
         options = config(BATCH_OF_MEMORY)
@@ -148,7 +148,7 @@ def memory() -> str:
 
 
 def seek() -> str:
-    """From nothing to the first batch: making the data set, tracing it, seeking, computing."""
+    """Measures the time to the first batch: making the data set, tracing, seeking, computing."""
     options = config(BATCH, name="synthetic")
     source = open_source(options, "train", "")
     seconds: dict[str, list[float]] = {}

@@ -1,4 +1,4 @@
-"""PyTorch's DataLoader with Pillow: the transforms of ours, as torchvision and timm do them."""
+"""PyTorch's DataLoader with Pillow: the same transforms, done as in torchvision and timm."""
 
 from benchmarks.peers import protocol  # noqa: F401  # first: its clock starts  # isort: skip
 
@@ -61,7 +61,7 @@ OPERATIONS = [
 
 
 class Photos(Dataset):
-    """uint8 `[3, height, width]` and a label, over and over."""
+    """Returns uint8 `[3, height, width]` and a label; repeats the files for 10^7 examples."""
 
     def __init__(self, request: input_files.InputRequest):
         self._files = sorted((request.data / "train").glob("*/*.jpg"))
@@ -84,7 +84,7 @@ class Photos(Dataset):
 
 def main() -> None:
     request = input_files.read_request()
-    torch.set_num_threads(1)  # the workers are the parallelism
+    torch.set_num_threads(1)  # the workers run in parallel
     loader = DataLoader(
         Photos(request),
         batch_size=request.batch,

@@ -1,7 +1,7 @@
 """Keras 3 `Model.fit`.
 
-Variants: `xla` sets jit_compile=True (the default, "auto", leaves XLA off where there is only a
-CPU); `loop100` sets steps_per_execution=100.
+Variants: `xla` sets jit_compile=True (the default, "auto", leaves XLA off if there is only a CPU);
+`loop100` sets steps_per_execution=100.
 """
 
 from benchmarks.peers import protocol  # first: its clock starts at import  # isort: skip
@@ -14,7 +14,7 @@ def main() -> None:
     steps_per_execution = 100 if request.variant == "loop100" else 1
     keras_model.setup(request)
     model = keras_model.make_model(request)
-    # Decay in the optimizer, not as a regulariser in the loss: the cheaper way that Keras has.
+    # Keras' optimizer applies decay more cheaply than a regulariser in the loss would.
     optimizer = keras_model.make_optimizer(protocol.WEIGHT_DECAY)
     optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
     model.compile(

@@ -1,6 +1,6 @@
-"""Keras 3 in a loop of one's own: many steps a call of one tf.function, no XLA.
+"""Keras 3 in a custom loop: many steps per call of one tf.function, no XLA.
 
-As fast as it gets with Keras' layers, loss, metrics and optimizer.
+The fastest loop possible with Keras' layers, loss, metrics and optimizer.
 """
 
 from benchmarks.peers import protocol  # first: its clock starts at import  # isort: skip

@@ -1,7 +1,7 @@
-"""The models for Keras 3, as its own examples write them.
+"""The models for Keras 3, in the style of its own examples.
 
-Strided convolutions are padded by "same", which costs no operation of its own as our symmetric
-padding does. Images come in normalised already, labels one-hot: both are in the peers' favour.
+Strided convolutions use "same" padding, which needs no extra operation, unlike our symmetric
+padding. Images arrive normalised and labels one-hot; both favour the peers.
 """
 
 import keras  # pyright: ignore[reportMissingImports]
@@ -21,7 +21,7 @@ def setup(request: protocol.Request) -> None:
 
 
 def make_dataset(request: protocol.Request) -> tf.data.Dataset:
-    """One batch, for ever."""
+    """Repeats one batch indefinitely."""
     random = np.random.default_rng(0)
     images = random.normal(size=request.image_shape).astype(np.float32)
     labels = random.integers(0, request.classes, request.batch)
@@ -42,7 +42,7 @@ def make_loss() -> keras.losses.Loss:
 
 
 def make_model(request: protocol.Request) -> keras.Model:
-    """Images to float32 logits."""
+    """Builds a model from images to float32 logits."""
     inputs = keras.Input(request.image_shape[1:], batch_size=request.batch)
     if request.model == "dense":
         x = layers.Flatten()(inputs)

@@ -1,8 +1,8 @@
-"""The machine's own limit: the model's convolutions alone, each by TensorFlow's operation (oneDNN).
+"""The machine's limit: the model's convolutions alone, each a TensorFlow operation (oneDNN).
 
-A "step" is every convolution of the model forward, and backward to its input and to its kernel, as
-often as the model has it; nothing else of training. `machine` answers with the best FLOP/s of a
-single one, and with the memory's bandwidth.
+A "step" runs every convolution of the model forward, backward to its input and backward to its
+kernel, and nothing else of training. `machine` answers with the best FLOP/s of a single convolution
+and with the memory bandwidth.
 """
 
 from benchmarks.peers import protocol  # first: its clock starts at import  # isort: skip
@@ -15,28 +15,28 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-BANDWIDTH_BYTES = 256 * 2**20  # of an array: eight times the L3 cache of a large server
+BANDWIDTH_BYTES = 256 * 2**20  # per array: eight times the L3 cache of a large server
 REPEATS = 5
 
 
 class Convolution(NamedTuple):
-    """Without bias, padded to keep `size / stride`; two numbers a multiply-add."""
+    """A convolution without bias, padded so that the output's size is `size / stride`."""
 
     size: int  # height and width of the input, pixels
     channels: int
     filters: int
     kernel: int  # height and width, pixels
     stride: int
-    is_first: bool = False  # the images need no gradient
+    is_first: bool = False  # without a gradient to its input, the images
 
     def flops(self, batch: int) -> int:
-        """Of one of its three directions."""
+        """Counts FLOPs of one of the three directions, two per multiply-add."""
         pixels = batch * (self.size // self.stride) ** 2
         return 2 * pixels * self.kernel**2 * self.channels * self.filters
 
 
 def convolutions(model: str, size: int) -> list[Convolution]:
-    """Of ResNet-20 or ResNet-50, from the tables of He et al. 2015."""
+    """Lists the convolutions of ResNet-20 or ResNet-50, from the tables of He et al. 2015."""
     if model == "resnet20":
         found = [Convolution(size, 3, 16, 3, 1, is_first=True)]
         channels, expansion, widths, depths = 16, 1, (16, 32, 64), (3, 3, 3)
@@ -62,7 +62,7 @@ def convolutions(model: str, size: int) -> list[Convolution]:
 
 
 def operations(shape: Convolution, batch: int, dtype: tf.DType) -> list:
-    """Its two or three directions, each a function without arguments that waits for the result."""
+    """Returns the two or three directions as functions that wait for the result."""
     small = shape.size // shape.stride
     images = tf.random.normal([batch, shape.size, shape.size, shape.channels], dtype=dtype)
     kernel_shape = [shape.kernel, shape.kernel, shape.channels, shape.filters]
@@ -96,12 +96,15 @@ def best_seconds(operation) -> float:
 
 
 def bandwidth(threads: int) -> dict[str, float]:
-    """Bytes/s of STREAM's copy (a read, a write) and add (two reads, a write), the best of some."""
+    """Measures bytes/s of STREAM's copy (a read, a write) and add (two reads, a write).
+
+    Each is the best of REPEATS.
+    """
     a, b, c = (np.ones(BANDWIDTH_BYTES // 4, np.float32) for _ in range(3))
     parts = [slice(i * a.size // threads, (i + 1) * a.size // threads) for i in range(threads)]
 
     def in_threads(function):
-        # NumPy lets go of the interpreter's lock inside.
+        # NumPy releases the interpreter's lock.
         workers = [threading.Thread(target=function, args=(part,)) for part in parts]
         for worker in workers:
             worker.start()

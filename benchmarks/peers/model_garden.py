@@ -1,7 +1,7 @@
 """TensorFlow's Model Garden: its Trainer (an orbit.StandardTrainer) and image classification task.
 
-ResNet-50 is its own model. It has no ResNet-20, which is stacked of its residual blocks here.
-Images come in normalised already, in its favour.
+ResNet-50 is its own model. It has no ResNet-20, so one is built here from its residual blocks.
+Images arrive normalised, which favours it.
 """
 
 from benchmarks.peers import protocol  # first: its clock starts at import  # isort: skip
@@ -27,7 +27,7 @@ NORM = {"norm_momentum": protocol.BN_MOMENTUM, "norm_epsilon": protocol.BN_EPSIL
 
 
 class Task(image_classification.ImageClassificationTask):
-    """Counts top-1 alone, as the others do, and knows two more models."""
+    """Counts only top-1 accuracy, like the other contenders, and has two more models."""
 
     def build_metrics(self, training: bool = True):
         del training
@@ -64,7 +64,7 @@ def resnet20_backbone(x, l2):
 
 
 def make_dataset(request: protocol.Request) -> tf.data.Dataset:
-    """One batch, for ever."""
+    """Repeats one batch indefinitely."""
     random = np.random.default_rng(0)
     images = random.normal(size=request.image_shape).astype(np.float32)
     labels = random.integers(0, request.classes, request.batch, np.int32)

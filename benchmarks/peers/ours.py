@@ -1,4 +1,4 @@
-"""Our train loop, as trainer/run/train.py runs it, on one batch of bytes over and over."""
+"""Our train loop, as in trainer/run/train.py, on one batch of bytes repeated indefinitely."""
 
 from benchmarks.peers import protocol  # first: its clock starts at import  # isort: skip
 
@@ -11,13 +11,13 @@ from trainer.devices.compilation import choose_compilation
 from trainer.step.build import build_training
 
 STEPS_PER_LOOP = 100
-_OURS = {"dense": "benchmarks.peers.dense_model"}  # models of the protocol that are not in trainer
+_OURS = {"dense": "benchmarks.peers.dense_model"}  # models that trainer/ does not have
 
 
 def make_config(
     request: protocol.Request, num_replicas: int = 1, sync_batch_norm: bool = True
 ) -> Config:
-    """`request.batch` images on each replica."""
+    """Builds the config, with `request.batch` images on each replica."""
     return Config(
         precision="float32" if request.precision == "float32" else "mixed_bfloat16",
         label_smoothing=protocol.LABEL_SMOOTHING,
@@ -41,7 +41,7 @@ def make_config(
 
 
 def make_dataset(request: protocol.Request) -> tf.data.Dataset:
-    """One batch of random bytes and labels, for ever."""
+    """Repeats one batch of random bytes and labels indefinitely."""
     random = np.random.default_rng(0)
     images = random.integers(0, 256, request.image_shape, np.uint8)
     labels = random.integers(0, request.classes, request.batch, np.int32)
@@ -49,7 +49,7 @@ def make_dataset(request: protocol.Request) -> tf.data.Dataset:
 
 
 class Loop:
-    """State, compiled loop and input under a strategy: what train_and_evaluate makes of them."""
+    """State, compiled loop and input under a strategy, as train_and_evaluate builds them."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Loop:
         self.iterator = iter(distribute(strategy, lambda context: make_dataset(request)))
 
     def run(self, num_steps: int) -> tuple[int, float]:
-        """In loops of STEPS_PER_LOOP; reads every loop's metrics, as training does."""
+        """Trains in loops of STEPS_PER_LOOP; reads every loop's metrics, as training does."""
         loss = 0.0
         for start in range(0, num_steps, STEPS_PER_LOOP):
             steps = min(STEPS_PER_LOOP, num_steps - start)

@@ -1,4 +1,4 @@
-"""How step.py speaks with a contender: a line of JSON or a word at a time. Standard library only.
+"""The protocol between a benchmark and a contender: lines of text and JSON. Standard library only.
 
     stdout  {"ready": true, "parameters": 272474, "versions": {…}, "first_step_s": 8.1, …}
     stdin   run 20
@@ -7,7 +7,7 @@
     stdout  {"peak_rss_bytes": 1234567890}
     stdin   quit
 
-Import this first: the clock of `first_step_s` starts here, before the libraries are imported.
+Import this first: it starts the clock of `first_step_s`, which includes the libraries' imports.
 """
 
 import argparse
@@ -23,21 +23,21 @@ from typing import NamedTuple
 STARTED = time.monotonic()
 WARM_UP_SECONDS = 1.0
 CLASSES = {"resnet20": 10, "resnet50": 1000, "dense": 10}
-# What all contenders train with. Small enough a rate that a batch seen a thousand times does not
-# diverge, at any precision.
+# The hyperparameters of all contenders. At this learning rate, training a thousand times on one
+# batch does not diverge at any precision.
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, LABEL_SMOOTHING = 0.01, 0.9, 1e-4, 0.1
 BN_MOMENTUM, BN_EPSILON = 0.9, 1e-5
 
 
 class Request(NamedTuple):
-    """What a contender is asked for."""
+    """The model to train and how."""
 
     model: str  # resnet20, resnet50 or dense
-    batch: int  # images a step
+    batch: int  # images per step
     image_size: int  # height and width, pixels
     precision: str  # float32 or bfloat16
-    threads: int  # that one operation may use
-    variant: str  # of a file that serves several contenders, which one
+    threads: int  # per operation
+    variant: str  # which contender, if a file serves several
 
     @property
     def channels(self) -> int:
@@ -53,7 +53,7 @@ class Request(NamedTuple):
 
 
 def read_request() -> Request:
-    """From the command line."""
+    """Reads the request from the command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", choices=CLASSES, required=True)
     parser.add_argument("--batch", type=int, required=True)
@@ -74,16 +74,16 @@ def serve(
     packages: Mapping[str, str],
     commands: Mapping[str, Callable[[], dict]] | None = None,
 ) -> None:
-    """Warms up, says ready, then answers until `quit` or the end of stdin.
+    """Warms up, reports ready, then answers until `quit` or the end of stdin.
 
     Args:
-        run: trains at least so many steps, waits until they are done, and returns how many they
-            were and the last loss.
-        parameters: how many numbers the model trains.
+        run: trains at least this many steps, waits until they are done, and returns their number
+            and the last loss.
+        parameters: the number of trainable parameters.
         packages: versions, for the report.
-        commands: more words and what answers them.
+        commands: more words, with the functions that answer them.
     """
-    # Answers own stdout from here on; whatever a library prints goes to stderr.
+    # From here on, stdout is for answers only; whatever a library prints goes to stderr.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
@@ -112,7 +112,7 @@ def serve(
             started, cpu_started = time.monotonic(), time.process_time()
             done, loss = run(int(argument))
             seconds = time.monotonic() - started
-            # Of all threads: much below threads * seconds, something else had the cores.
+            # Over all threads. Much less than threads * seconds: something else had the cores.
             cpu_seconds = time.process_time() - cpu_started
             answer({"seconds": seconds, "cpu_seconds": cpu_seconds, "steps": done, "loss": loss})
         elif word == "memory":
@@ -126,15 +126,15 @@ def serve(
 
 
 def peak_rss_bytes() -> int:
-    """The largest resident set of this process so far.
+    """Returns this process's largest resident set so far.
 
-    Not `ru_maxrss`: a process inherits that of the one which started it.
+    Not `ru_maxrss`, which a process inherits from its parent.
     """
     return _status_bytes("VmHWM")
 
 
 def resident_bytes() -> int:
-    """The resident set of this process now."""
+    """Returns this process's current resident set."""
     return _status_bytes("VmRSS")
 
 

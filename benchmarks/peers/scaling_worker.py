@@ -1,7 +1,7 @@
-"""A worker of benchmarks/scaling.py: our train loop on one core, alone or as TF_CONFIG says.
+"""A worker of benchmarks/scaling.py: our train loop on one core, alone or in TF_CONFIG's cluster.
 
-Says `ready`, waits for a line, trains, and prints `{"seconds_per_step": s, "steps": n,
-"reduced_bytes": […]}`: of each reduction in a step, the bytes that this worker hands over.
+Prints `ready`, waits for a line, trains, and prints `{"seconds_per_step": s, "steps": n,
+"reduced_bytes": […]}`: the bytes that this worker passes to each reduction of a step.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def read_arguments() -> argparse.Namespace:
 
 
 def reduced_bytes(graph) -> list[int]:
-    """The size of each collective reduction in a graph and in the functions that it calls."""
+    """Returns the bytes of each collective reduction in a graph and the functions it calls."""
     return [
         operation.inputs[0].shape.num_elements() * operation.inputs[0].dtype.size
         for operation in _operations(graph)
@@ -52,7 +52,7 @@ def main() -> None:
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(1)
-    # inter_op threads left alone: a collective waits in one, and others must go on.
+    # inter_op threads stay at the default: a collective blocks one, and others must keep running.
     request = protocol.Request(
         arguments.model, arguments.batch, arguments.image_size, "float32", 1, ""
     )
@@ -69,7 +69,7 @@ def main() -> None:
     print("ready", file=answers, flush=True)
     sys.stdin.readline()
     steps = arguments.steps or max(2, round(arguments.seconds / seconds_per_step))
-    loop.run(1)  # workers that train together begin together
+    loop.run(1)  # synchronises workers that train together
     started = time.monotonic()
     loop.run(steps)
     seconds = time.monotonic() - started

@@ -1,11 +1,11 @@
-"""A process of benchmarks/startup.py: from the command to the end of the first step, in parts.
+"""A process of benchmarks/startup.py: times the parts from the command to the first step's end.
 
-Prints `{"interpreter": s, "TensorFlow": s, …}`, in the order in which they happen.
+Prints `{"interpreter": s, "import of TensorFlow": s, …}`, in order.
 """
 
 import time
 
-BEGAN = time.time()  # the wall clock: the process that started this one looked at it too
+BEGAN = time.time()  # the wall clock, which the parent process read too
 
 import json  # noqa: E402
 import sys  # noqa: E402
@@ -24,7 +24,7 @@ def main() -> None:
     import tensorflow as tf
 
     lap("import of TensorFlow")
-    import trainer.run.train  # noqa: F401  # all that a run imports
+    import trainer.run.train  # noqa: F401  # everything a run imports
 
     lap("our own imports")
     from benchmarks.peers import ours, protocol

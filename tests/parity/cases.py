@@ -1,4 +1,4 @@
-"""What both sides of the comparison compute: models, weights, images and labels. NumPy alone."""
+"""The inputs to both sides of the comparison: models, weights, images and labels. Only NumPy."""
 
 import re
 import zlib
@@ -10,15 +10,15 @@ CLASSES = 10
 
 
 class Case(NamedTuple):
-    """A network of ours, and the same one elsewhere.
+    """One of our networks, and the library that has the same one.
 
     Attributes:
-        reference: of which library, and by which function of reference.py.
-        settings: our `--set` beside the name.
+        reference: timm or torchvision; also whose names the weights have.
+        settings: values for `--set` in addition to the model's name.
     """
 
     name: str
-    reference: str  # timm or torchvision: whose names the weights have
+    reference: str
     image_size: int = 64
     settings: tuple[str, ...] = ()
 
@@ -28,10 +28,10 @@ class Case(NamedTuple):
 
 
 BLUR = ("model.blur_pool=true",)
-EPSILON = ("model.batch_norm_epsilon=0.001",)  # torchvision's MobileNetV3 has it
+EPSILON = ("model.batch_norm_epsilon=0.001",)  # as in torchvision's MobileNetV3
 CASES = [
     Case("resnet18", "timm"),
-    Case("resnet50", "timm", 75),  # odd sizes, all the way down
+    Case("resnet50", "timm", 75),  # odd sizes at every stage
     Case("resnet50_v1", "timm"),
     Case("resnet101", "timm"),
     Case("resnet18d", "timm", 75),
@@ -61,25 +61,25 @@ CASES = [
 
 
 def images(case: Case) -> np.ndarray:
-    """float32 `[4, size, size, 3]`, normal."""
+    """Returns normally distributed images, float32 `[4, size, size, 3]`."""
     shape = (4, case.image_size, case.image_size, 3)
     return np.random.default_rng(1).standard_normal(shape, np.float32)
 
 
-# Of a bottleneck.
+# The last batch norm of a bottleneck.
 _ENDS_A_BRANCH = re.compile(r"^layer.*bn3\.")
 
 LABELS = np.array([3, 1, 4, 1])
 
 
 def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The weights under a name of PyTorch's, float32, a function of both alone: nothing is at its
-    start, where a wrong block could pass for a right one.
+    """Returns float32 weights for a PyTorch name, a function of name and shape alone.
 
-    Also such that float32 can tell a right network from a wrong one (PyTorch's own float32 was
-    compared with its float64): biases are mostly positive, since channels that ReLU leaves hardly
-    alive have their rounding magnified by the next batch norm; and bottlenecks end with small
-    scales, since with as much from the branch as from the shortcut gradients grow with each block.
+    No value equals its usual initial value, with which a wrong block could pass for a right one.
+    The values also let float32 tell a right network from a wrong one (checked by comparing
+    PyTorch's float32 with its float64). Biases are mostly positive, because the batch norm after a
+    channel that ReLU almost silences magnifies its rounding errors. Bottlenecks end with small
+    scales, because gradients grow with each block if branch and shortcut contribute equally.
     """
     random = np.random.default_rng(zlib.crc32(name.encode()))
     size = int(np.prod(shape))
@@ -91,7 +91,7 @@ def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
     if len(shape) == 1:
         sign = random.choice([-1.0, 1.0], shape, p=[0.2, 0.8])
         return (branch * sign * random.uniform(0.3, 0.9, shape)).astype(np.float32)
-    # Flat, since a dense layer's weights are elsewhere those of a convolution.
+    # Drawn flat, since one side's dense layer can be the other's convolution.
     values = np.sqrt(2 * shape[0] / size, dtype=np.float32) * random.standard_normal(
         size, np.float32
     )

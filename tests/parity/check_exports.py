@@ -1,8 +1,9 @@
-"""What needs PyTorch of reading and writing weights: timm takes our exports, and we take its files.
+"""Checks with PyTorch that timm loads our exports and that we read its files.
 
     python -m tests.parity.check_exports FOLDER
 
-in the environment of requirements.txt, after `python -m tests.parity.exports FOLDER` in ours.
+Run it in the environment of tests/parity/requirements.txt, after `python -m tests.parity.exports
+FOLDER` in ours.
 """
 
 import pickle
@@ -21,8 +22,8 @@ from trainer.errors import UserError
 from trainer.models.weights import tensor_file
 
 
-def check_that_timm_takes_our_exports(folder: Path) -> None:
-    """All names, all shapes, and the same logits."""
+def check_that_timm_loads_our_exports(folder: Path) -> None:
+    """Checks all names, all shapes, and that the logits agree."""
     paths = sorted(folder.glob("*.safetensors"))
     assert paths, f"{folder}: no exports"
     for path in paths:
@@ -33,11 +34,12 @@ def check_that_timm_takes_our_exports(folder: Path) -> None:
             logits = model(torch.from_numpy(ours["images"]).permute(0, 3, 1, 2)).numpy()
         apart = np.abs(logits - ours["logits"]).max() / np.abs(logits).max()
         assert apart < 1e-4, (path.stem, apart)
-        print(f"{path.stem}: taken by timm, logits apart by {apart:.1e}")
+        print(f"{path.stem}: loaded by timm, logits differ by {apart:.1e}")
 
 
 def check_that_we_read_its_formats(folder: Path) -> None:
-    """As PyTorch and trainers save them: plain, nested, parallel, in halves, in the old format."""
+    """Checks the forms that PyTorch and trainers save: plain, nested, parallel, half precision,
+    each in the new and in the old format."""
     state = timm.create_model("resnet18", num_classes=CLASSES).state_dict()
     parallel = {f"module.{name}": value for name, value in state.items()}
     halves = {
@@ -63,7 +65,7 @@ def check_that_we_read_its_formats(folder: Path) -> None:
 
 
 class _Evil:
-    """Would make a file when it is unpickled."""
+    """Creates a file if it is unpickled."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -94,7 +96,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     check_that_we_read_its_formats(folder)
     check_that_nothing_in_a_file_runs(folder)
-    check_that_timm_takes_our_exports(folder)
+    check_that_timm_loads_our_exports(folder)
 
 
 if __name__ == "__main__":

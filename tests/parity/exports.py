@@ -1,4 +1,4 @@
-"""Writes what check_exports.py reads: models as `trainer.export` writes them, and their logits.
+"""Writes the files that check_exports.py reads: models as by `trainer.export`, and their logits.
 
 python -m tests.parity.exports FOLDER
 """
@@ -20,7 +20,7 @@ def main() -> None:
     for case in CASES:
         if case.reference != "timm" or case.settings or case.name.startswith(("wrn", "resnet20")):
             continue
-        if case.name.endswith("_v1"):  # timm's network has its strides elsewhere
+        if case.name.endswith("_v1"):  # timm's network has its strides in another convolution
             continue
         model = model_of(case)
         tensor_file.write(folder / f"{case.name}.safetensors", torch_tensors(case.name, model), {})

@@ -1,8 +1,6 @@
-"""Writes golden.json: what timm and torchvision compute for the cases of cases.py.
+"""Writes golden.json: the results of timm and torchvision for the cases of cases.py, in float64.
 
-    make parity
-
-runs it in an environment of its own (requirements.txt here). Everything is computed in float64.
+`make parity` runs it in a separate environment, of tests/parity/requirements.txt.
 """
 
 import functools
@@ -17,8 +15,11 @@ _register_fake = torch.library.register_fake
 
 
 def _register_if_known(name, *arguments, **options):
-    """torchvision's operators in C++ are not there where its build is not that of PyTorch's; the
-    models need none, and importing it must not fail for their sake."""
+    """Registers a fake operator, unless it is one of torchvision's that its build lacks.
+
+    torchvision's C++ operators are missing if it was built for another PyTorch. The models need
+    none of them, so importing it must not fail.
+    """
     register = _register_fake(name, *arguments, **options)
 
     def attempt(function):
@@ -49,7 +50,7 @@ GOLDEN = Path(__file__).with_name("golden.json")
 
 
 def model_of(case: Case) -> nn.Module:
-    """timm's or torchvision's model; what they have not, made of timm's blocks."""
+    """Builds timm's or torchvision's model, or one made of timm's blocks if they have none."""
     if case.reference == "torchvision":
         name = case.name.removesuffix("_100").replace("mobilenetv", "mobilenet_v")
         return getattr(torchvision.models, name)(num_classes=CLASSES)
@@ -66,14 +67,14 @@ def model_of(case: Case) -> nn.Module:
 
 
 def _as_v1(model: nn.Module) -> None:
-    """Strides in the first convolution of each block."""
+    """Moves the stride to the first convolution of each block."""
     for module in model.modules():
         if isinstance(module, timm.models.resnet.Bottleneck):
             module.conv1.stride, module.conv2.stride = module.conv2.stride, (1, 1)
 
 
 class _Sequential(nn.Sequential):
-    """With a head on the means, named as ours is."""
+    """Applies a head with our name to the spatial means."""
 
     def forward(self, x):
         for name, module in self.named_children():
@@ -102,7 +103,7 @@ def _cifar_resnet(blocks: int) -> nn.Module:
 
 
 def _wide_resnet(blocks: int, width: int) -> nn.Module:
-    """Under the names that our export gives: layers by their paths in our model."""
+    """Builds the network with the names of our export: each layer's path in our model."""
     model = _Sequential()
     model.stem = nn.Conv2d(3, 16, 3, padding=1, bias=False)
     inputs = 16
@@ -126,12 +127,12 @@ def _wide_resnet(blocks: int, width: int) -> nn.Module:
 
 
 def name_of(name: str) -> str:
-    """Ours, where the model is made here."""
+    """Returns our name for a weight of a network built in this file."""
     return name.replace("downsample.conv", "projection")
 
 
 def compute(case: Case) -> dict:
-    """Logits in evaluation and in training, and the norm of the gradient in training."""
+    """Computes logits in evaluation and training mode, and the gradient's norm in training."""
     model = model_of(case).double()
     state = {
         name: torch.from_numpy(tensor(name_of(name), tuple(value.shape))).double()
@@ -161,7 +162,7 @@ def compute(case: Case) -> dict:
 
 
 def count(name: str, image_size: int) -> dict[str, int]:
-    """timm's parameters, and the multiply-adds of its convolutions and dense layers."""
+    """Counts timm's parameters, and the multiply-adds of its convolutions and dense layers."""
     with torch.device("meta"):  # shapes without numbers
         model = timm.create_model(name.removesuffix("_v1")).eval()
         if name.endswith("_v1"):
