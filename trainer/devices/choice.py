@@ -39,8 +39,8 @@ def choose(strategy: str, tpu_flag: str, virtual_devices: int) -> Choice:
         strategy = "tpu"
     if strategy == "multi_worker" and not cluster.tf_config_cluster():
         raise UserError(
-            "--strategy=multi_worker: TF_CONFIG is not set, and names the workers: set it for "
-            "each process, as BUILD.md shows, or use --strategy=mirrored"
+            "--strategy=multi_worker: TF_CONFIG is not set; it names the workers. Set it for each "
+            "process (docs/distributed.md), or use --strategy=mirrored"
         )
     if strategy == "tpu":
         if not name:
