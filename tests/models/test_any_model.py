@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from tests.conftest import RECIPE, strategy_of
 from tests.models.test_families import config_of, losses, weights
-from tests.small_models import TINY_RS
+from tests.small_models import TINY_RS, TINY_VGG
 from tests.step.test_host_loop import assert_no_host_work, with_options
 from tests.step_runs import Run
 from trainer.insight.anatomy import anatomy, watching
@@ -53,7 +53,8 @@ def test_two_replicas_and_one_train_the_same(digits_config, digits, any_model):
     apart = np.linalg.norm(weights(one) - weights(two))
     assert apart < 1e-4 * np.linalg.norm(weights(one) - start)
     first, second = (np.append(a, losses(run, 3)) for a, run in ((first, one), (second, two)))
-    np.testing.assert_allclose(first, second, rtol=1e-3)
+    # The last stage of tiny_vgg has one pixel: batch norm over 32 numbers magnifies rounding.
+    np.testing.assert_allclose(first, second, rtol=1e-2 if any_model == TINY_VGG else 1e-3)
 
 
 @pytest.mark.slow_except(RECIPE)
