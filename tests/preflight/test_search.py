@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import assume, example, given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import with_data, with_model
@@ -17,8 +17,8 @@ from trainer.preflight.slices import parse_slice
 
 
 def config_of(replica_batch: int, accumulation_steps: int = 1, mixup: float = 0.0) -> Config:
-    settings = [f"data.global_batch_size={4 * replica_batch}", f"augment.mixup={mixup}"]
-    return config_lib.override(Config(), [*settings, f"accumulation_steps={accumulation_steps}"])
+    fields = [f"data.global_batch_size={4 * replica_batch}", f"augment.mixup={mixup}"]
+    return config_lib.override(Config(), [*fields, f"accumulation_steps={accumulation_steps}"])
 
 
 def memory_of(config: Config) -> int:
@@ -27,6 +27,7 @@ def memory_of(config: Config) -> int:
     return 10 * micro_batch + (15 if config.accumulation_steps > 1 else 0)
 
 
+@settings(deadline=None)  # speed is not what is tested
 @given(st.integers(1, 3000), st.integers(0, 30_000), st.sampled_from([0.0, 0.2]))
 @example(3000, 2000, 0.0)  # a fifteenth fits: a second round
 @example(128, 50, 0.0)  # five images
