@@ -148,7 +148,7 @@ def test_killed_and_stopped_it_ends_the_same(undisturbed, data_dir, tmp_path):
     _wait_for_evaluation(process)
     process.send_signal(signal.SIGTERM)
     output = _finish(process, 42)
-    assert "the same command goes on from there" in output
+    assert "the same command resumes from there" in output
     step = int(output.partition("saved at step ")[2].split()[0])
 
     output = _finish(_start(tmp_path, data_dir, *_FLOAT16), 0)
