@@ -222,7 +222,7 @@ def _restarts(record: Record) -> Restarts:
         return Restarts()
 
 
-# On the machine of the launcher.
+# On the launcher's machine.
 
 
 class Job:

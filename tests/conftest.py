@@ -1,4 +1,4 @@
-"""One TensorFlow process with four logical CPU devices for all tests that need no process."""
+"""Fixtures. Tests that don't start processes share one TensorFlow with four logical CPU devices."""
 
 import dataclasses
 import functools
@@ -30,12 +30,12 @@ RECIPE = "my_models.tinynet"  # the docs' example of a user's own model
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    text = "Make the checks of models on this one: a name, or a module. May be repeated."
+    text = "Run the model checks on this one: a name, or a module. May be repeated."
     parser.addoption("--model", action="append", default=[], help=text)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    text = "slow_except(names): slow for each `any_model` but these"
+    text = "slow_except(names): slow for every `any_model` except these"
     config.addinivalue_line("markers", text)
 
 
@@ -59,7 +59,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def any_model(request: pytest.FixtureRequest, recipe_folder: Path, monkeypatch) -> str:
-    """The name of a model, that can be built."""
+    """The name of a model that can be built."""
     if request.param == RECIPE:
         monkeypatch.syspath_prepend(recipe_folder)
     return request.param
@@ -67,7 +67,7 @@ def any_model(request: pytest.FixtureRequest, recipe_folder: Path, monkeypatch) 
 
 @pytest.fixture(scope="session")
 def recipe_folder(tmp_path_factory) -> Path:
-    """A folder with the docs' recipe, in the file that its first line names."""
+    """A folder with the docs' model, in the file that its first line names."""
     texts = [path.read_text() for path in (_ROOT / "README.md", *(_ROOT / "docs").glob("*.md"))]
     file = f"{RECIPE.replace('.', '/')}.py"
     pattern = rf'^```python\n("""{re.escape(file)}""".*?)^```'
@@ -80,8 +80,10 @@ def recipe_folder(tmp_path_factory) -> Path:
 
 @functools.cache
 def strategy_of(num_replicas: int) -> tf.distribute.Strategy:
-    """One device, or a mirrored strategy over so many logical CPU devices: one of each size, since
-    groups of devices keep their size, by key, as long as the process lives."""
+    """Returns one device, or a mirrored strategy over this many logical CPU devices.
+
+    There is one strategy of each size: in a process, a group of devices keeps its size, by key.
+    """
     if num_replicas == 1:
         return tf.distribute.OneDeviceStrategy("/CPU:0")
     tf.distribute.MirroredStrategy._collective_key_base = 100_000 * num_replicas
@@ -98,14 +100,14 @@ def _compiles_for_cpus() -> bool:
 
 
 def skip_without_xla() -> None:
-    """tensorflow-tpu has no XLA for CPUs."""
+    """Skips the test without XLA for CPUs, which tensorflow-tpu lacks."""
     if not _compiles_for_cpus():
         pytest.skip("XLA of this TensorFlow does not compile for a CPU")
 
 
 @pytest.fixture
 def xla() -> None:
-    """For tests that need it."""
+    """For tests that need XLA."""
     skip_without_xla()
 
 
@@ -117,7 +119,7 @@ def stubs(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory) -> str:
-    """A folder where digits are prepared."""
+    """A folder with the prepared digits."""
     folder = str(tmp_path_factory.mktemp("data"))
     open_tfds(config_lib.Config(), "train", folder)
     return folder
@@ -131,7 +133,7 @@ def digits_config() -> config_lib.Config:
 
 @pytest.fixture(scope="session")
 def small_config(digits_config) -> config_lib.Config:
-    """The default recipe with a smaller net and image, and the average that it does not use."""
+    """The default recipe with a smaller net and image, and a moving average."""
     config = with_data(with_model(digits_config, "resnet8"), image_size=8)
     return dataclasses.replace(config, ema_decay=0.9)
 
@@ -150,14 +152,14 @@ def photos() -> list[np.ndarray]:
 
 
 def encode(image: np.ndarray, kind: str = "JPEG", **options) -> bytes:
-    """By Pillow."""
+    """Encodes an image with Pillow."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, kind, **({"quality": 95} | options))
     return buffer.getvalue()
 
 
 def with_model(config: config_lib.Config, name: str) -> config_lib.Config:
-    """With a model of tests/small_models."""
+    """Returns the config with a model of tests/small_models."""
     model = dataclasses.replace(config.model, name=f"tests.small_models.{name}")
     return dataclasses.replace(config, model=model)
 

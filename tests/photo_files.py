@@ -12,7 +12,7 @@ KINDS = ("jpg", "png", "JPEG", "gif", "bmp", "webp")
 
 
 def write_photos(root: Path, photos: list[np.ndarray], **counts: int) -> Path:
-    """`root/<split>/<class>/<number>.<kind>`, so many of each class: pieces of the two photos."""
+    """Writes `counts` pieces of the two photos, as `root/<split>/<class>/<number>.<kind>`."""
     random = np.random.default_rng(0)
     for split, count in counts.items():
         for name, photo in zip(CLASSES, photos, strict=True):
@@ -27,7 +27,7 @@ def write_photos(root: Path, photos: list[np.ndarray], **counts: int) -> Path:
 
 
 def photo_config(**data) -> Config:
-    """Of a run on such folders."""
+    """Returns the config of a run on such folders."""
     defaults = {
         "name": "folder",
         "eval_split": "val",

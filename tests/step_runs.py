@@ -2,7 +2,7 @@
 
     python -m tests.step_runs CASES_JSON OUT_FOLDER DATA_DIR
 
-plays cases under MultiWorkerMirroredStrategy and saves what `play` returns as `NAME-RANK.npz`.
+runs cases under MultiWorkerMirroredStrategy and saves the result of `play` as `NAME-RANK.npz`.
 """
 
 import json
@@ -46,18 +46,18 @@ class Run:
         return TrainMetrics(*(values.numpy() for values in metrics))
 
     def variables(self) -> dict[str, np.ndarray]:
-        """All of the state: weights, statistics, slots, averages, counters."""
+        """Returns the whole state: weights, statistics, slots, averages, counters."""
         return {f"{index} {v.name}": v.numpy() for index, v in enumerate(self.state.variables)}
 
 
 def relative(a: np.ndarray, b: np.ndarray) -> float:
-    """The distance in units of b's norm; of 0.01 an entry where b is smaller, as biases that start
-    at zero are after a few steps."""
+    """Returns the distance in units of b's norm, or of 0.01 per entry if b is smaller, such as
+    biases that start at zero after a few steps."""
     return float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 0.01 * np.sqrt(np.size(b))))
 
 
 class StopAfter:
-    """In place of a signal: asks to stop after so many loops."""
+    """Stands in for a signal: asks to stop after this many loops."""
 
     def __init__(self, loops: int):
         self._asked = 0
@@ -73,7 +73,7 @@ class StopAfter:
 
 
 class Poisoned:
-    """A source of which one image is all white, for models that cannot bear that."""
+    """A source with one all-white image, for models that fail on it."""
 
     in_graph = True
 
@@ -102,8 +102,12 @@ class Case(NamedTuple):
 
 
 def play(case: Case, source, strategy: tf.distribute.Strategy) -> dict[str, np.ndarray]:
-    """Every metric of every step, as `metrics NAME`, and every variable, as `before INDEX NAME` and
-    after each loop as `after LOOP INDEX NAME`; that all replicas hold the same is asserted."""
+    """Runs a case; asserts that all replicas hold the same values.
+
+    Returns:
+        Every metric of every step, as `metrics NAME`; every variable, as `before INDEX NAME` and
+        after each loop as `after LOOP INDEX NAME`.
+    """
     config = config_lib.override(config_lib.load("configs/digits_resnet20.py"), case.settings)
     if case.poison is not None:
         step, row = case.poison

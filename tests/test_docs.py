@@ -1,5 +1,4 @@
-"""What the documentation tells a user to type: every command parses, every file is there, every
-Python example runs."""
+"""The documentation: every command parses, every named file exists, every Python example runs."""
 
 import ast
 import copy
@@ -49,7 +48,7 @@ def _blocks(text: str, language: str) -> list[str]:
 
 
 def _commands() -> list[list[str]]:
-    """The words of every command, up to a comment or `&`."""
+    """Returns the words of every command, up to a comment or `&`."""
     commands = []
     for text in _TEXTS.values():
         for block in _blocks(text, "bash"):
@@ -63,7 +62,7 @@ def _commands() -> list[list[str]]:
 
 
 def _after(words: list[str], *start: str) -> list[str] | None:
-    """The words behind `start`, or None if the command has no such part."""
+    """Returns the words after `start`, or None if the command has no such part."""
     for place in range(len(words)):
         if words[place : place + len(start)] == list(start):
             return words[place + len(start) :]
@@ -75,7 +74,7 @@ def _launches() -> list[list[str]]:
 
 
 def _calls() -> list[list[str]]:
-    """The module and the arguments of every call of a verb, those of launched jobs too."""
+    """Returns the module and arguments of every call of a verb, also those of launched jobs."""
     found = []
     for words in _commands():
         if "-m" in words and words[words.index("-m") + 1].startswith("trainer."):
@@ -161,7 +160,7 @@ def test_every_launch_can_be_submitted(words, monkeypatch, tmp_path, capsys):
         assert cli._parse(words).command == words[0]
 
 
-def test_every_make_target_is_there():
+def test_every_make_target_exists():
     targets = set(re.findall(r"^([a-z0-9-]+):", (_ROOT / "Makefile").read_text(), re.MULTILINE))
     used = {
         word
@@ -173,7 +172,7 @@ def test_every_make_target_is_there():
     assert {"train", "test", "test-slow", "check"} <= used <= targets
 
 
-def test_every_script_extra_and_benchmark_is_there():
+def test_every_script_extra_and_benchmark_exists():
     project = tomllib.loads((_ROOT / "pyproject.toml").read_text())["project"]
     text = "\n".join(_TEXTS.values())
     scripts = set(re.findall(r"`(trainer-[a-z]+)`", text))
@@ -187,7 +186,7 @@ def test_every_script_extra_and_benchmark_is_there():
 
 
 @pytest.mark.parametrize("page", _TEXTS)
-def test_every_link_and_named_file_is_there(page):
+def test_every_link_and_named_file_exists(page):
     text, folder = _TEXTS[page], (_ROOT / page).parent
     for link, anchor in re.findall(r"\]\(([^)#:]*)(#[^)]*)?\)", text):
         target = (folder / link).resolve() if link else _ROOT / page
@@ -242,7 +241,7 @@ def test_the_readme_lists_every_recipe():
     assert recipes == {f"configs/{path.name}" for path in (_ROOT / "configs").glob("*.py")}
 
 
-def test_what_contributing_names_is_there():
+def test_every_name_in_contributing_exists():
     """Each "`Name` in `file.py`" of its table is defined in that file."""
     table = _TEXTS["CONTRIBUTING.md"].partition("## To add something")[2].partition("\n## ")[0]
     pairs = re.findall(r"`(\w+)` in `([\w/]+\.py)`", table)
@@ -309,10 +308,10 @@ def test_the_example_of_a_source_is_read(digits_config, monkeypatch, user_folder
 
 @pytest.mark.slow
 def test_getting_started_runs(tmp_path):
-    """Every block below the installation, in order, in a clone of HEAD.
+    """Runs every block below the installation, in order, in a clone of HEAD.
 
-    The environment is the one of this test: installing it again would take 2 GB. The commands are
-    as short as the page itself makes them.
+    It uses this test's environment: installing another would take 2 GB. The commands are as short
+    as on the page.
     """
     if shutil.which("git") is None or not (_ROOT / ".git").exists():
         pytest.skip("needs git, and a git checkout to clone")

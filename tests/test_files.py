@@ -18,8 +18,8 @@ def test_a_reader_sees_the_old_text_or_the_new(tmp_path, monkeypatch):
     rename = os.replace
 
     def watched(source, target):
-        # Both are whole when one takes the other's place, in one folder: only there is a rename
-        # atomic.
+        # Both files are whole when one replaces the other, and in one folder: a rename is atomic
+        # only there.
         seen.append([Path(path).read_text(encoding="utf-8") for path in (source, target)])
         assert Path(source).parent == Path(target).parent
         rename(source, target)
@@ -32,7 +32,7 @@ def test_a_reader_sees_the_old_text_or_the_new(tmp_path, monkeypatch):
 
 
 def test_the_text_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
-    """Else a power cut could leave an empty file by the right name."""
+    """Otherwise a power cut could leave an empty file with the right name."""
     calls = []
     for name in ("fsync", "replace"):
         real = getattr(os, name)
@@ -41,7 +41,7 @@ def test_the_text_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     assert calls == ["fsync", "replace", "fsync"]  # the file, its name, the folder
 
 
-def test_what_a_kill_left_half_written_is_overwritten(tmp_path):
+def test_a_half_written_file_of_a_killed_process_is_overwritten(tmp_path):
     path = tmp_path / "file"
     write_atomically(path, "old")
     (tmp_path / ".file.tmp").write_text("half of a much longer text")
@@ -89,7 +89,7 @@ def test_permissions(tmp_path):
     assert modes == [0o640, 0o600]
 
 
-def test_a_name_that_is_no_text(tmp_path):
+def test_a_name_that_is_not_text(tmp_path):
     write_atomically(tmp_path / "list", "a\udcff\n", errors="surrogateescape")
     assert (tmp_path / "list").read_bytes() == b"a\xff\n"
     with pytest.raises(UnicodeEncodeError):
@@ -97,7 +97,7 @@ def test_a_name_that_is_no_text(tmp_path):
     assert (tmp_path / "list").read_bytes() == b"a\xff\n"
 
 
-def test_a_lock_is_one_process_s_until_it_dies(tmp_path):
+def test_a_lock_is_held_until_its_process_dies(tmp_path):
     path = tmp_path / "lock"
     code = (
         "import sys; from pathlib import Path; from trainer.files import locked\n"

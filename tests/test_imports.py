@@ -1,4 +1,4 @@
-"""Who may import whom, as the design has it, read from the sources with `ast`."""
+"""Which module may import which: checks the design's rules on the sources, with `ast`."""
 
 import ast
 from pathlib import Path
@@ -10,7 +10,7 @@ from trainer.registry import MODELS, SOURCES
 ROOT = Path(__file__).parents[1]
 
 # The rooms of trainer/, from the ground up. A file imports from its own room and from the floors
-# below; rooms on one floor do not import each other. `verbs`: what can be typed.
+# below; rooms on one floor do not import each other. `verbs`: the commands.
 FLOORS = (
     {"errors", "files", "registry", "units"},
     {"config", "user_module"},
@@ -32,7 +32,7 @@ WITHOUT_TENSORFLOW = (
 
 
 def imports(source: str) -> set[str]:
-    """Every name imported, at any depth; of `from a import b` it is `a.b`, b a module or not."""
+    """Returns every imported name, at any depth; `a.b` for `from a import b`, module or not."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -48,13 +48,13 @@ def packages(names: set[str]) -> set[str]:
 
 
 def room(name: str) -> str:
-    """The room of a dotted name in trainer."""
+    """Returns the room of a dotted name in trainer."""
     first = name.split(".")[1] if "." in name else ""
     return "verbs" if first in VERBS else first
 
 
 def upward(name: str, source: str) -> set[str]:
-    """The imports of a file of trainer that are neither of its room nor of a floor below."""
+    """Returns a trainer file's imports from neither its room nor a floor below."""
     used = {other for other in imports(source) if other.startswith("trainer.")}
     if room(name) == "verbs":  # `prepare` does not call `main`, but preflight is a folder
         verb = name.split(".")[1]
@@ -65,7 +65,7 @@ def upward(name: str, source: str) -> set[str]:
 
 
 def modules() -> dict[str, str]:
-    """The dotted name of every file of trainer/, and its text."""
+    """Returns the text of every file of trainer/, by its dotted name."""
     paths = (ROOT / "trainer").rglob("*.py")
     names = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths}
     return {name.removesuffix(".__init__"): path.read_text() for path, name in names.items()}
@@ -77,7 +77,9 @@ def test_a_module_imports_only_what_is_below_it(name, source):
     if name != "trainer":
         assert room(name) in FLOOR_OF, "a new room: give it a floor; a new verb: name it in VERBS"
         assert upward(name, source) == set()
-    assert packages(found) & {"", "configs", "benchmarks", "tests"} == set()  # "": a relative one
+    assert (
+        packages(found) & {"", "configs", "benchmarks", "tests"} == set()
+    )  # "": a relative import
     prefixes = [f"trainer.{free}." for free in WITHOUT_TENSORFLOW]
     if any(f"{name}.".startswith(prefix) for prefix in prefixes):
         libraries = {"tensorflow", "tf_keras", "keras", "tensorflow_datasets"}
@@ -127,7 +129,7 @@ def uses_another_keras(source: str) -> bool:
 
 @pytest.mark.parametrize("folder", ["trainer", "configs", "benchmarks", "tests"])
 def test_there_is_one_keras(folder):
-    others = {"keras_model.py", "keras_loop.py"}  # peers in benchmarks/peers, which are another one
+    others = {"keras_model.py", "keras_loop.py"}  # peers in benchmarks/peers that use Keras 3
     paths = [p for p in sorted((ROOT / folder).rglob("*.py")) if p.name not in others]
     assert paths
     assert [path for path in paths if uses_another_keras(path.read_text())] == []

@@ -18,7 +18,7 @@ PHOTOS = Path("configs/photos_resnet18.py").absolute()
 
 @pytest.fixture
 def run(capsys):
-    """What the command prints, to stdout and stderr."""
+    """Runs the command and returns its output on stdout and stderr."""
 
     def call(*arguments: str) -> tuple[str, str]:
         inspect.FLAGS.unparse_flags()
@@ -41,7 +41,7 @@ def test_three_formats_show_the_same_numbers(run):
     table, markdown = run(*arguments)[0], run(*arguments, "--format=md")[0]
     for text in (table, markdown):
         for row in content["rows"]:
-            # The last: a stage of one layer may have that one's name.
+            # The last one: a stage of one layer may have that layer's name.
             words = [line.replace("|", " ").split() for line in text.splitlines()]
             line = [line for line in words if line[:1] == [row["name"]]][-1]
             assert "x".join(map(str, row["output"])) in line
@@ -54,7 +54,7 @@ def test_three_formats_show_the_same_numbers(run):
 
 @pytest.mark.parametrize(("data", "channels"), [("digits", 1), ("cifar10", 3), ("folder", 3)])
 def test_channels_are_those_of_the_data_set(run, tmp_path, data, channels):
-    """With one mean for all of them, which does not tell."""
+    """With one mean for all channels, from which their number cannot be guessed."""
     settings = ("--set=model.name=resnet8", f"--set=data.name={data}", "--image_size=8")
     arguments = ("--config=configs/digits_resnet20.py", *settings, "--format=json")
     assert json.loads(run(*arguments)[0])["channels"] == channels
@@ -98,7 +98,7 @@ def test_a_terminal_of_88_columns_shows_every_name_and_number(run, monkeypatch, 
 
 def test_a_config_s_model_is_the_one_that_training_builds(run):
     content = json.loads(run("--config=configs/digits_resnet20.py", "--format=json")[0])
-    assert content["total"]["parameters"] == 272_186  # of one channel: what `make train` says
+    assert content["total"]["parameters"] == 272_186  # for one channel, as `make train` reports
 
 
 def test_an_image_is_shown_with_weights_and_without(run, photos, tmp_path):

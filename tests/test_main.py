@@ -98,7 +98,7 @@ def test_a_bad_config_file(stubs, tmp_path, text, parts):
 
 
 def cluster(index: int | str) -> str:
-    """The TF_CONFIG of a worker of two."""
+    """Returns the TF_CONFIG of one of two workers."""
     task = {"type": "worker", "index": index}
     return json.dumps({"cluster": {"worker": ["a:1", "b:1"]}, "task": task})
 
@@ -129,8 +129,8 @@ def test_a_bad_cluster(stubs, tmp_path, strategy, text):
 
 
 @pytest.mark.parametrize("as_script", [True, False], ids=["script", "python -m"])
-def test_a_model_of_one_s_own_is_a_module_of_this_folder(stubs, tmp_path, as_script):
-    """Found before TensorFlow is imported, also by a script, whose own folder is another one."""
+def test_a_user_s_model_is_a_module_of_this_folder(stubs, tmp_path, as_script):
+    """It is found before TensorFlow is imported, even by a script from another folder."""
     here, bin_folder = tmp_path / "here", tmp_path / "bin"
     (here / "my_models").mkdir(parents=True)
     bin_folder.mkdir()
@@ -153,7 +153,7 @@ def test_a_model_of_one_s_own_is_a_module_of_this_folder(stubs, tmp_path, as_scr
 
 def test_a_workdir_that_cannot_be_written(stubs, tmp_path):
     (tmp_path / "file").touch()
-    workdir = tmp_path / "file" / "run"  # below a file: not even root can make it
+    workdir = tmp_path / "file" / "run"  # below a file: not even root can create it
     message = only_line(run_main(f"--workdir={workdir}", pythonpath=stubs))
     assert message.startswith(f"--workdir={workdir}: cannot be written (Not a directory); ")
 
@@ -177,7 +177,7 @@ def test_a_workdir_that_is_an_address(stubs, tmp_path, address):
 
 
 def leave_run(path: Path, config: Config, done: str | None = None) -> None:
-    """A folder as a run leaves it that has ended, or was killed."""
+    """Writes the folder of a run that has ended, or was killed."""
     folder = RunFolder(str(path), config)
     folder.write_config({"config": config_lib.to_dict(config)})
     if done is not None:
@@ -194,9 +194,9 @@ def test_a_workdir_of_another_config(stubs, tmp_path, done):
     assert "optimizer.learning_rate is 0.8, was 0.1" in message
 
 
-def test_a_run_that_is_done_says_so(stubs, tmp_path):
+def test_a_finished_run_is_reported(stubs, tmp_path):
     leave_run(tmp_path, load(DIGITS), "best accuracy 0.9917\nlogs: here")
-    # Other intervals of logging do not make it another run.
+    # Different logging intervals do not make it a different run.
     result = run_main(f"--workdir={tmp_path}", "--set", "keep_checkpoints=9", pythonpath=stubs)
     assert (result.returncode, result.stderr) == (0, "")
     first, *rest = result.stdout.splitlines()
@@ -228,8 +228,8 @@ def test_the_default_workdir_is_that_of_the_config(stubs, tmp_path):
         (["--strategy=multi_worker"], {"TF_CONFIG": "a group of one"}),
     ],
 )
-def test_what_is_right_reaches_tensorflow(stubs, tmp_path, arguments, environment):
-    """The control of the tests above: the stubs do end a process that imports TensorFlow."""
+def test_valid_arguments_reach_tensorflow(stubs, tmp_path, arguments, environment):
+    """Controls the tests above: the stubs do end a process that imports TensorFlow."""
     workdir = f"--workdir={tmp_path / 'run'}"
     if environment.get("TF_CONFIG") == "a group of one":
         environment = {"TF_CONFIG": tf_configs(1)[0]}
@@ -260,7 +260,7 @@ def test_a_group_that_does_not_form(stubs, tmp_path):
 
 @pytest.fixture
 def signals():
-    """Puts back the handlers that a training sets."""
+    """Restores the signal handlers that a training replaces."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield
     for number, handler in before.items():
@@ -271,11 +271,11 @@ def signals():
     ("size", "accumulation_steps"), [(63, 1), (66, 1), (2, 1), (52, 2), (50, 5), (5, 5)]
 )
 @pytest.mark.usefixtures("signals")
-def test_a_batch_that_does_not_divide_is_answered_with_the_nearest(
+def test_a_batch_that_does_not_divide_suggests_the_nearest(
     tmp_path, data_dir, size, accumulation_steps
 ):
     parts = [f"data.global_batch_size={size}", f"accumulation_steps={accumulation_steps}"]
-    short = ["num_epochs=0.01", "optimizer.warmup_epochs=0"]  # in case that it is not refused
+    short = ["num_epochs=0.01", "optimizer.warmup_epochs=0"]  # in case it is not refused
     config = override(load(DIGITS), [*parts, *short])
     strategy = strategy_of(4)
     with pytest.raises(UserError) as caught:
@@ -310,7 +310,7 @@ def refusal_of_data(assignments: list[str], data_dir: str, split: str = "train")
         (["data.name=tfds", "data.path=mnist"], "mnist"),
     ],
 )
-def test_a_data_set_that_is_not_prepared_is_answered_with_the_command(data_dir, assignments, name):
+def test_an_unprepared_data_set_names_the_command(data_dir, assignments, name):
     message = refusal_of_data(assignments, data_dir)
     assert message.startswith(f"data set {name!r}: not prepared in {data_dir};")
     command = f"tfds build {name} --file_format=array_record --data_dir={data_dir}"
@@ -332,7 +332,7 @@ def test_a_data_set_that_tfds_does_not_know(data_dir, path):
 
 
 @pytest.mark.parametrize("split", ["validation", "", "train[:50", "train[5000:]"])
-def test_an_unknown_split_is_answered_with_those_there_are(data_dir, split):
+def test_an_unknown_split_lists_the_known_ones(data_dir, split):
     message = refusal_of_data([], data_dir, split)
     assert message.startswith(f"data split {split!r}: data set 'digits' has no such split (")
     assert message.endswith("it has train, test")
@@ -343,7 +343,7 @@ def test_a_split_without_examples(data_dir):
 
 
 @pytest.mark.parametrize("num_classes", [9, 11])
-def test_another_number_of_classes_is_answered_with_that_of_the_data(data_dir, num_classes):
+def test_a_wrong_number_of_classes_names_that_of_the_data(data_dir, num_classes):
     message = refusal_of_data([f"model.num_classes={num_classes}"], data_dir)
     assert f"model.num_classes is {num_classes}" in message
     assert message.endswith("--set model.num_classes=10")
@@ -351,7 +351,7 @@ def test_another_number_of_classes_is_answered_with_that_of_the_data(data_dir, n
     assert len(open_source(right, "train", data_dir)) == 1437
 
 
-def test_another_number_of_channels(data_dir):
+def test_a_wrong_number_of_channels(data_dir):
     recipe = load(str(ROOT / "configs" / "cifar10_resnet20.py"))  # three channels
     with pytest.raises(UserError, match=r"data\.mean .* 3 values, .*'digits' have 1 channels"):
         open_source(override(recipe, ["data.name=digits"]), "train", data_dir)

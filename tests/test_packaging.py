@@ -28,15 +28,15 @@ def help_of(*command: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("command", "target"), PROJECT["scripts"].items())
-def test_a_command_is_what_python_dash_m_starts(command, target):
-    """Its help has the same flags; absl finds them by the name of the main module."""
+def test_a_command_starts_the_same_as_python_dash_m(command, target):
+    """Its help shows the same flags; absl finds them by the main module's name."""
     module, _, function = target.partition(":")
     program = (
         f"import sys; sys.argv[0] = {command!r}; from {module} import {function}; "
         f"sys.exit({function}())"
     )
     known = re.compile(r"^ +(--\S+)", re.MULTILINE)
-    if module == "launch.cli":  # whose flags are those of its own commands
+    if module == "launch.cli":  # its flags belong to its commands
         known = re.compile(r"^    (\w+) ", re.MULTILINE)
     started_by = module.removesuffix(".__main__").removesuffix(".cli")
     expected = known.findall(help_of("-m", started_by))
@@ -60,7 +60,7 @@ def test_the_version_is_the_same_everywhere():
     assert heading[1] == trainer.__version__
 
 
-def test_the_classifiers_are_the_pythons_that_are_allowed():
+def test_the_classifiers_match_the_allowed_pythons():
     prefix = "Programming Language :: Python :: 3."
     lines = [line for line in PROJECT["classifiers"] if line.startswith(prefix)]
     named = [f"3.{line.removeprefix(prefix)}" for line in lines]
@@ -76,7 +76,7 @@ def test_pyright_knows_each_folder_that_it_checks_without_exceptions():
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """Built from a copy, since setuptools leaves a folder behind."""
+    """A wheel, built from a copy because setuptools leaves a folder behind."""
     folder = tmp_path_factory.mktemp("wheel")
     for name in ("trainer", "launch", "configs"):
         ignored = shutil.ignore_patterns("__pycache__")

@@ -1,4 +1,4 @@
-"""The files of pinned packages say the same of each package, but for what TensorFlow 2.20 needs."""
+"""The requirements files pin the same versions, except for those that TensorFlow 2.20 needs."""
 
 import re
 import tomllib
@@ -20,28 +20,29 @@ def pins(*files: str) -> dict[str, str]:
 
 ORDINARY = pins("requirements.txt", "requirements-dev.txt", "constraints.txt")
 TPU = pins("requirements-tpu.txt")
-# What is another version on TensorFlow 2.20, and what comes with it alone.
+# Packages with another version on TensorFlow 2.20, and packages that only it needs.
 OTHERS = {"tf-keras", "tensorboard", "numpy", "ml-dtypes", "protobuf"}
 ALONE = {"tensorflow-tpu", "libtpu", "wheel"}
 
 
-def test_a_tpu_has_what_other_machines_have():
+def test_tpu_pins_match_the_ordinary_pins():
     assert {name: TPU[name] for name in TPU.keys() - OTHERS - ALONE} == {
         name: ORDINARY[name] for name in TPU.keys() - OTHERS - ALONE
     }
     assert {name for name in OTHERS if TPU[name] != ORDINARY[name]} == OTHERS
-    # PyYAML is for manifests, which are made elsewhere; plain TensorFlow would come over the other.
+    # A TPU VM writes no manifests, so it needs no PyYAML; plain TensorFlow would overwrite
+    # tensorflow-tpu.
     assert pins("requirements.txt").keys() - TPU.keys() == {"tensorflow", "pyyaml"}
     assert TPU["tensorflow-tpu"] == request._TENSORFLOW
 
 
-def test_the_tests_on_it_have_the_same_tools():
+def test_tests_for_tensorflow_220_use_the_same_tools():
     tools = pins("tests/requirements-tf220.txt")
     assert tools == {name: ORDINARY[name] for name in tools}
     assert not tools.keys() & TPU.keys()
 
 
-def test_it_is_installed_without_dependencies():
+def test_tpu_requirements_are_installed_without_dependencies():
     for file in ("docs/tpu.md", "Makefile", "requirements-tpu.txt"):
         lines = [line for line in (ROOT / file).read_text().splitlines() if "install " in line]
         assert all("--no-deps" in line for line in lines if "-r requirements-tpu.txt" in line)
@@ -56,7 +57,7 @@ def test_pyproject_names_the_pinned_packages_with_ranges_that_allow_the_pins():
     pinned = pins("requirements.txt")
     assert ranges.keys() == pinned.keys()
     refused = [str(r) for name, r in ranges.items() if not r.specifier.contains(pinned[name])]
-    # A TPU VM has the oldest versions that are tested; tensorflow-tpu stands for tensorflow there.
+    # A TPU VM has the oldest tested versions, with tensorflow-tpu in place of tensorflow.
     on_a_tpu = TPU | {"tensorflow": TPU["tensorflow-tpu"]}
     refused += [
         str(r)

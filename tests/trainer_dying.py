@@ -1,7 +1,7 @@
-"""`python -m tests.trainer_dying WHERE COUNT FLAGS…`: the trainer, killing itself (SIGKILL).
+"""`python -m tests.trainer_dying WHERE COUNT FLAGS…`: the trainer, which kills itself (SIGKILL).
 
-A kill from outside cannot be aimed at the microseconds of a write. WHERE is `never`, or what the
-process is in the middle of, for the COUNT-th time, when it dies:
+A kill from outside cannot hit the microseconds of a write. WHERE is `never`, or the state in which
+the process dies, the COUNT-th time that it gets there:
 
     checkpoint   a checkpoint's data are on disk, the pointer to it is not
     half         only half of them are
@@ -21,7 +21,7 @@ from trainer import main as trainer_main
 
 
 def _die_in(owner: Any, name: str, count: int, last_deed: Callable, before: bool) -> None:
-    """Makes the `count`-th call of a function do `last_deed` and die, before or after its work."""
+    """Makes a function's `count`-th call run `last_deed` and die, before or after its work."""
     original, calls = getattr(owner, name), []
 
     def function(*args, **kwargs):

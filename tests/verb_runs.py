@@ -1,4 +1,4 @@
-"""Verbs as a user types them, without TensorFlow: a stub in its place ends the process."""
+"""Runs verbs as a user would, without TensorFlow: a stub in its place ends the process."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ IMPORTED = 99
 
 
 def write_stubs(folder: Path) -> Path:
-    """Writes packages that end the process when it imports them."""
+    """Writes packages that end any process that imports them."""
     for name in ("tensorflow", "tf_keras", "tensorflow_datasets"):
         (folder / f"{name}.py").write_text(f"import os\nos._exit({IMPORTED})\n")
     return folder
@@ -40,7 +40,7 @@ def run_main(
 
 
 def only_line(result: subprocess.CompletedProcess, code: int = 2) -> str:
-    """The message of a run that was refused, and that said nothing else."""
+    """Returns the message of a refused run, which must be its only output."""
     assert result.returncode == code, result.stderr
     assert result.stdout == ""
     assert "Traceback" not in result.stderr

@@ -1,4 +1,4 @@
-"""Several workers on this machine: real processes, on loopback."""
+"""Groups of workers on this machine: real processes, on loopback."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 
 def tf_configs(number: int) -> list[str]:
-    """The TF_CONFIG of each worker of a group, at ports that were free a moment ago."""
+    """Returns the TF_CONFIG of each worker of a group, with ports that were just free."""
     sockets = [socket.create_server(("localhost", 0)) for _ in range(number)]
     addresses = [f"localhost:{a_socket.getsockname()[1]}" for a_socket in sockets]
     for a_socket in sockets:
@@ -20,7 +20,7 @@ def tf_configs(number: int) -> list[str]:
 
 
 def start_workers(commands: Sequence[Sequence[str]]) -> list[subprocess.Popen]:
-    """A group, a command a worker."""
+    """Starts a group, one command per worker."""
     return [
         subprocess.Popen(
             command,
@@ -34,7 +34,7 @@ def start_workers(commands: Sequence[Sequence[str]]) -> list[subprocess.Popen]:
 
 
 def finish(processes: Sequence[subprocess.Popen], code: int) -> list[str]:
-    """Waits for all of them to end with this exit code; what they printed."""
+    """Waits for all of them to end with this exit code, and returns their output."""
     outputs = [process.communicate(timeout=300)[0] for process in processes]
     codes = [process.returncode for process in processes]
     assert codes == [code] * len(processes), "\n".join(outputs)

@@ -110,8 +110,8 @@ def bad_examples_reported(config: Config, first_bad: Callable[[], str | None]) -
     """Turns an error of the input into a UserError that names the bad example.
 
     Args:
-        first_bad: finds the first bad example and says where it is and what is wrong with it; None
-            if there is none, and the error has another cause.
+        first_bad: finds the first bad example and returns its place and what is wrong with it, or
+            None if there is none and the error has another cause.
     """
     try:
         yield

@@ -62,7 +62,7 @@ _MEMORY_GIB = flags.DEFINE_float(
 )
 _DIFF = flags.DEFINE_list("diff", [], "Two models to compare: --diff A B.", flag_values=FLAGS)
 _IMAGE = flags.DEFINE_string(
-    "image", "", "An image file, to show what each stage makes of it.", flag_values=FLAGS
+    "image", "", "An image file, to show each stage's output for it.", flag_values=FLAGS
 )
 _PICTURE = flags.DEFINE_string(
     "picture",

@@ -3,8 +3,8 @@
     python -m trainer.main --config=configs/digits_resnet20.py --set num_epochs=10
     python -m trainer.main --config=configs/photos_resnet18.py --data_dir=photos
 
-The config says what to compute, and the flags where. The same command resumes a run that was
-stopped.
+The config defines the computation; the flags choose where it runs. The same command resumes a run
+that was stopped.
 """
 
 import math
@@ -34,7 +34,8 @@ _TPU = flags.DEFINE_string(
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
-    "The run's folder, for logs and checkpoints. Default: runs/CONFIG-HASH, by what is computed.",
+    "The run's folder, for logs and checkpoints. Default: runs/CONFIG-HASH, with a hash of the "
+    "fields that change the result.",
     flag_values=FLAGS,
 )
 _DATA_DIR = flags.DEFINE_string(
@@ -60,9 +61,9 @@ _CLUSTER_TIMEOUT_S = flags.DEFINE_float(
 
 
 def train() -> int:
-    """Trains as the flags say and returns the exit code.
+    """Trains according to the flags and returns the exit code.
 
-    Imports TensorFlow after all checks that do without it.
+    Imports TensorFlow after all checks that don't need it.
     """
     stopwatch = Stopwatch()
     config = _CONFIG.resolve()
@@ -70,7 +71,7 @@ def train() -> int:
     if _WORKDIR.value == "":
         raise UserError("--workdir=: must name a folder; leave it out for the default")
     workdir = _WORKDIR.value or default_path(_CONFIG.path.value, config)
-    # Only in a group of workers is there anybody else to write.
+    # Only a group of workers has other processes that write.
     alone = strategy_name in ("one_device", "mirrored", "tpu")
     cluster = None if alone else cluster_lib.tf_config_cluster()
     folder = RunFolder(workdir, config, is_chief=cluster is None or cluster.rank == 0)
@@ -102,7 +103,7 @@ def train() -> int:
     stopwatch.lap("devices")
     with lost_peers_reported(peers):
         summary = train_and_evaluate(config, strategy, folder, _DATA_DIR.value, stopwatch)
-    # There is none where all steps were done before, or in one loop with the tracing.
+    # NaN if all steps were done before, or in the one loop that includes tracing.
     measured = math.isfinite(summary.images_per_second)
     rate = f" at {summary.images_per_second:.0f} images/s" if measured else ""
     text = (

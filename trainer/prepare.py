@@ -36,7 +36,7 @@ _EVAL_FRACTION = flags.DEFINE_float(
     "eval_fraction",
     None,
     "Share of the images to hold out for evaluation, by a hash of their paths, if --source has "
-    "no folders of splits.",
+    "no split folders.",
     flag_values=FLAGS,
 )
 _SHARD_MB = flags.DEFINE_float(
@@ -55,7 +55,7 @@ _ON_BAD = flags.DEFINE_enum(
 
 
 def prepare() -> int:
-    """Does what the flags say and returns the exit code."""
+    """Prepares according to the flags and returns the exit code."""
     if not _SOURCE.value:
         raise UserError("--source: must name the root of the folders")
     if _TO.value == "tfrecord" and not _OUT.value:

@@ -33,7 +33,7 @@ def manifest(spec: JobSpec) -> dict[str, Any]:
                 "maxRestarts": spec.max_restarts,
                 # Worker 0 of the last start must have released the run's folder.
                 "restartStrategy": "BlockingRecreate",
-                # Without a matching rule, a failed Job restarts the JobSet, charged.
+                # Without a matching rule, a failed Job restarts the JobSet, and that is counted.
                 "rules": [
                     {
                         "name": "failedByItself",
@@ -80,7 +80,7 @@ def _pod_rules() -> list[dict[str, Any]]:
     return [
         # All workers stop together, each is created again, and they meet again.
         {"action": "Ignore", "onExitCodes": codes(Outcome.RESTART)},
-        # Preempted, drained, evicted: whatever its exit code, not the run's fault.
+        # Preempted, drained or evicted: not the run's fault, whatever its exit code.
         {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
         {"action": "FailJob", "onExitCodes": codes(Outcome.FAIL)},
     ]

@@ -139,7 +139,7 @@ def _container(spec: JobSpec, mounts: list[dict[str, Any]]) -> dict[str, Any]:
         "resources": {"requests": {"cpu": options.cpu, "memory": options.memory}, "limits": limits},
         "securityContext": security,
         "volumeMounts": mounts,
-        # Keeps the last lines of the log, which tell why it ended.
+        # Keeps the last lines of the log, which show why it ended.
         "terminationMessagePolicy": "FallbackToLogsOnError",
     }
 

@@ -1,4 +1,4 @@
-"""The flags of all verbs, what they print, and exit codes."""
+"""The flags of all verbs, their output, and exit codes."""
 
 import copy
 import os
@@ -56,7 +56,7 @@ def test_a_verb_refuses_the_flags_of_others(capsys, verb, flag):
     assert capsys.readouterr().err.startswith(f"error: --{flag}: not a flag of {verb}; ")
 
 
-def test_the_flags_of_absl_are_every_verb_s():
+def test_every_verb_has_absl_s_flags():
     own = flags.FlagValues()
     with pytest.raises(SystemExit) as caught:
         command.run("trainer.verb", lambda: 7, own, ["verb", "--verbosity=0", "--nopdb"])
@@ -79,7 +79,7 @@ def test_the_config_is_printed_before_a_verb_begins(stubs, tmp_path, verb):
     assert message == "sed: unknown field; did you mean 'seed'?"
 
 
-def test_a_reader_of_help_may_go_away_early(stubs):
+def test_help_survives_a_reader_that_stops_early(stubs):
     command = f"set -o pipefail; {sys.executable} -m trainer.main --help_config | true"
     result = subprocess.run(
         ["bash", "-c", command],

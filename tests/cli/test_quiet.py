@@ -1,6 +1,6 @@
-"""trainer.cli.quiet: what TensorFlow writes while it starts is held back, and not lost.
+"""trainer.cli.quiet: TensorFlow's output at its start is held back, and not lost.
 
-Mostly with a stand-in for TensorFlow, which writes to file descriptor 2 as its C++ does.
+Most tests use a stand-in for TensorFlow, which writes to file descriptor 2 as its C++ does.
 """
 
 import os
@@ -24,7 +24,7 @@ class config:
     def list_physical_devices():
         write({DEVICES!r})
 """
-# What a verb does; with lines of its own before, inside and after.
+# A verb's program, with its own lines before, inside and after.
 VERB = """
 import os, signal, sys
 from absl import flags
@@ -47,10 +47,9 @@ def verb(before: str = "", inside: str = "pass", after: str = "") -> str:
 
 @pytest.fixture
 def start(tmp_path):
-    """Starts a process that finds the stand-in, with its stderr in a pipe.
+    """Returns a function that starts a process with the stand-in and its stderr in a pipe.
 
-    Args of what it returns:
-        reason: what happens in the stand-in's import, after its noise.
+    The function's `reason` runs in the stand-in's import, after its noise.
     """
     running = []
 
@@ -76,7 +75,7 @@ def start(tmp_path):
 
 @pytest.fixture
 def outcome(start):
-    """The exit code of such a process, and what it wrote to stderr."""
+    """Returns a function that runs such a process and returns its exit code and stderr."""
 
     def outcome_(text: str, *flags: str, reason: str = "") -> tuple[int, str]:
         process = start("-c", text, *flags, reason=reason)
@@ -105,7 +104,7 @@ def test_no_child_is_left_behind(outcome):
 
 
 @pytest.mark.parametrize(("flag", "loud"), [("0", True), ("1", True), ("-1", False)])
-def test_verbosity_brings_all_back(outcome, flag, loud):
+def test_verbosity_shows_everything(outcome, flag, loud):
     text = verb(after="print(os.environ.get('TF_CPP_MIN_LOG_LEVEL'), file=sys.stderr)")
     noise, level = (IMPORT, None) if loud else ("", 2)
     expected = f"ours, inside\n{noise}ours, after\n{level}\n"
@@ -122,7 +121,7 @@ def test_verbosity_brings_all_back(outcome, flag, loud):
     ],
     ids=["SIGKILL", "exit", "exception", "SystemExit"],
 )
-def test_a_failed_import_shows_what_was_held(outcome, reason, code, last):
+def test_a_failed_import_shows_the_held_output(outcome, reason, code, last):
     found, stderr = outcome(verb(), reason=reason)
     assert found == code
     assert stderr.startswith(f"ours, inside\n{IMPORT}")
@@ -131,18 +130,18 @@ def test_a_failed_import_shows_what_was_held(outcome, reason, code, last):
 
 
 @pytest.mark.parametrize("number", [signal.SIGABRT, signal.SIGSEGV], ids=lambda n: n.name)
-def test_a_fatal_signal_shows_what_was_held_before_the_end(start, tmp_path, number):
+def test_a_fatal_signal_shows_the_held_output_before_the_end(start, tmp_path, number):
     reason = f"write('Check failed: x\\n'); os.kill(os.getpid(), {number:d})"
     with (tmp_path / "stderr").open("w+") as file:
         process = start("-c", verb(), reason=reason, stderr=file)
         assert process.wait() == -number
-        # The end of a container's first process takes all others along: nothing may follow it.
+        # The end of a container's first process ends all others, so nothing may come after it.
         stderr = Path(file.name).read_text()
     assert stderr.startswith(f"ours, inside\n{IMPORT}Check failed: x\nFatal Python error: ")
     assert 'tensorflow.py", line' in stderr  # where it happened
 
 
-def test_a_failed_listing_of_devices_shows_what_was_held(outcome):
+def test_a_failed_listing_of_devices_shows_the_held_output(outcome):
     listing = "lambda: (tensorflow.write('cuInit\\n'), os.abort())"
     code, stderr = outcome(verb(inside=f"tensorflow.config.list_physical_devices = {listing}"))
     assert code == -signal.SIGABRT
@@ -158,7 +157,7 @@ def test_reports_of_fatal_signals_are_as_before(outcome, enabled):
     assert ("Fatal Python error" in stderr) is enabled
 
 
-def test_a_start_that_hangs_shows_what_was_held(start):
+def test_a_start_that_hangs_shows_the_held_output(start):
     text = verb(before="quiet._PATIENCE_S = 0.01", inside="sys.stdin.read()")
     process = start("-c", text, stdin=subprocess.PIPE)
     assert {process.stderr.readline(), process.stderr.readline()} == {"ours, inside\n", IMPORT}
@@ -166,14 +165,14 @@ def test_a_start_that_hangs_shows_what_was_held(start):
     assert process.returncode == 0
 
 
-def test_a_users_mistake_shows_itself_alone(outcome):
+def test_a_users_mistake_shows_only_its_message(outcome):
     code, stderr = outcome(verb(inside="raise UserError('a mistake')"))
     assert code == 1
     assert "E0000" not in stderr
     assert stderr.endswith("UserError: a mistake\n")
 
 
-def test_ctrl_c_reaches_this_process_alone(start):
+def test_ctrl_c_reaches_only_this_process(start):
     text = verb(inside="os.write(1, b'ready\\n'); sys.stdin.read()")
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     process = start("-c", text, start_new_session=True, **pipes)
@@ -219,7 +218,7 @@ def test_a_stderr_that_is_gone(start, reason, code, closed):
     ],
 )
 def test_every_verb_starts_quietly(start, tmp_path, command):
-    """Interrupted in the import: what was written before is not shown."""
+    """If it is interrupted in the import, earlier output is not shown."""
     name, *flags = command.format(tmp=tmp_path).split()
     text = f"""
 import runpy
@@ -233,7 +232,7 @@ runpy.run_module("trainer.{name}", run_name="__main__", alter_sys=True)
 
 
 def test_tensorflow_itself_starts_quietly(tmp_path):
-    """A mistake that is only seen once the devices are there: one line, ours."""
+    """A mistake that is found once the devices are listed is one line, ours."""
     command = [sys.executable, "-m", "trainer.main", f"--workdir={tmp_path}"]
     environment = dict(os.environ)
     environment.pop("TF_CPP_MIN_LOG_LEVEL")

@@ -1,4 +1,4 @@
-"""What tests of the config share: the fields as the dataclasses have them, and refusals."""
+"""Helpers for tests of the config: the dataclasses' fields, and refusals."""
 
 import dataclasses
 import typing
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def fields(section: object = None, prefix: str = "") -> dict[str, typing.Any]:
-    """Every field's path and annotation, read from the dataclasses and not by trainer.config."""
+    """Returns every field's path and annotation, from the dataclasses, not by trainer.config."""
     section = Config() if section is None else section
     found: dict[str, typing.Any] = {}
     for name, annotation in typing.get_type_hints(type(section)).items():
@@ -27,7 +27,7 @@ def fields(section: object = None, prefix: str = "") -> dict[str, typing.Any]:
 
 
 def refusal(*assignments: str, config: Config | None = None) -> str:
-    """The message with which `--set` of these is refused; it must be one line."""
+    """Returns the message that refuses these `--set`; it must be one line."""
     with pytest.raises(UserError) as caught:
         override(config or Config(), assignments)
     message = str(caught.value)

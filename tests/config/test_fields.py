@@ -186,7 +186,7 @@ def test_a_number_is_finite(path, text):
 def test_fields_that_contradict_each_other(assignments, parts, repair):
     message = refusal(*assignments)
     assert [part for part in parts if part not in message] == []
-    # The rule holds for the whole: the order of the assignments does not matter.
+    # The rule is checked at the end, so the order of the assignments does not matter.
     override(Config(), [*assignments, repair])
     override(Config(), [repair, *assignments])
 
@@ -212,11 +212,11 @@ def test_mean_and_std_of_another_number_of_channels():
         ("data.name", "imagenet", "data set", "imagenet2012"),
     ],
 )
-def test_an_unknown_model_or_data_set_is_answered_with_the_nearest(path, text, what, near):
+def test_an_unknown_model_or_data_set_suggests_the_nearest(path, text, what, near):
     assert refusal(f"{path}={text}") == (f"{path}: unknown {what} {text!r}; did you mean {near!r}?")
 
 
-def test_an_unknown_data_set_like_no_other_is_answered_with_all():
+def test_an_unknown_data_set_like_no_other_lists_all():
     message = refusal("data.name=xyzzy")
     assert message == (
         "data.name: unknown data set 'xyzzy'; known: arrays, cifar10, digits, folder, "
@@ -226,7 +226,7 @@ def test_an_unknown_data_set_like_no_other_is_answered_with_all():
 
 @pytest.fixture
 def own_modules(tmp_path, monkeypatch):
-    """A folder on Python's path, with modules that must not be run to be found."""
+    """A folder on Python's path, with modules that must be found without running them."""
     for name in (
         "package/__init__.py",
         "package/module.py",
@@ -269,7 +269,7 @@ def test_a_name_with_a_dot_is_a_module_that_is_found_and_not_run(path, name):
         ("os.path.x", "os.path.x"),
     ],
 )
-def test_a_module_that_is_not_there_is_named(name, missing):
+def test_a_missing_module_is_named(name, missing):
     assert refusal(f"model.name={name}") == (
         f"model.name: unknown model {name!r}: a name with a dot is a Python module, and there is "
         f"no module {missing} in this folder or on Python's path"

@@ -12,7 +12,7 @@ from trainer.errors import UserError
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
 
-def test_the_recipes_are_there():
+def test_the_recipes_exist():
     assert {"digits_resnet20.py", "cifar10_resnet20.py", "imagenet_resnet50.py"} <= {
         path.name for path in CONFIGS
     }
@@ -22,13 +22,13 @@ def test_the_recipes_are_there():
 def test_every_recipe_loads_and_validates(path):
     config = load(str(path))
     config.validate()
-    assert path.stem.endswith(config.model.name)  # a file is named after what it holds
+    assert path.stem.endswith(config.model.name)  # a file is named after its model
     what = path.stem.partition("_")[0]
     assert config.data.name.startswith({"photos": "folder"}.get(what, what))
     assert (config.model.num_classes is None) == (what == "photos")
 
 
-def test_a_missing_file_is_named_with_those_there_are(tmp_path, monkeypatch):
+def test_a_missing_file_lists_the_known_ones(tmp_path, monkeypatch):
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "good.py").touch()
     monkeypatch.chdir(tmp_path)
@@ -78,7 +78,7 @@ def test_a_recipe_is_named_from_another_folder(tmp_path, monkeypatch):
         ("import no_such_module\n", "ModuleNotFoundError: No module named 'no_such_module'"),
     ],
 )
-def test_a_broken_file_is_answered_with_its_name_and_the_reason(tmp_path, text, reason):
+def test_a_broken_file_is_reported_with_its_name_and_the_reason(tmp_path, text, reason):
     path = tmp_path / "broken.py"
     path.write_text(text)
     with pytest.raises(UserError) as caught:
@@ -124,15 +124,15 @@ def test_an_assignment_without_equals_sign():
         ("Seed", "seed"),
     ],
 )
-def test_an_unknown_field_is_answered_with_the_nearest(path, near):
+def test_an_unknown_field_suggests_the_nearest(path, near):
     assert refusal(f"{path}=1") == f"{path}: unknown field; did you mean {near!r}?"
 
 
-def test_a_renamed_field_is_answered_with_its_new_name():
+def test_a_renamed_field_names_its_new_name():
     assert refusal("sync_bn=false") == "sync_bn: is now model.sync_batch_norm"
 
 
-def test_an_unknown_field_like_no_other_is_answered_with_all():
+def test_an_unknown_field_like_no_other_lists_all():
     message = refusal("xyzzy=1")
     prefix, _, known = message.partition("; known: ")
     assert prefix == "xyzzy: unknown field"
@@ -140,5 +140,5 @@ def test_an_unknown_field_like_no_other_is_answered_with_all():
 
 
 @pytest.mark.parametrize("path", ["optimizer", "model"])
-def test_a_section_is_no_field(path):
+def test_a_section_is_not_a_field(path):
     assert refusal(f"{path}=sgd").startswith(f"{path}: unknown field; ")

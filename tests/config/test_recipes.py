@@ -1,4 +1,4 @@
-"""Which file `--config` names, in a checkout and far from one."""
+"""Which file `--config` names, inside and outside of a checkout."""
 
 import subprocess
 import sys
@@ -27,14 +27,14 @@ def test_an_installed_recipe_is_found_from_any_folder(here, name):
 
 
 @pytest.mark.parametrize("name", ["configs/digits_resnet20.py", "digits_resnet20"])
-def test_the_users_own_comes_first(here, name):
+def test_the_users_own_file_comes_first(here, name):
     own = here / "configs" / "digits_resnet20.py"
     own.parent.mkdir()
     own.touch()
     assert recipes.find(name).resolve() == own
 
 
-def test_a_file_that_is_named_exactly_comes_before_all(here):
+def test_an_exact_path_comes_first(here):
     (here / "configs").mkdir()
     (here / "configs" / "mine.py").touch()
     (here / "mine.py").touch()
@@ -51,7 +51,7 @@ def test_a_folder_of_a_recipes_name_does_not_hide_it(here):
     "name",
     ["nope", "configs/nope.py", "other/digits_resnet20.py", "digits_resnet20.json", "configs", ""],
 )
-def test_what_is_not_there_stays_as_it_was_typed(here, name):
+def test_an_unknown_name_stays_as_typed(here, name):
     assert recipes.find(name) == Path(name)
 
 
@@ -67,7 +67,7 @@ def test_known_names_are_those_that_are_found(here):
 
 
 def test_a_checkout_is_used_without_being_installed(here):
-    """`python -m trainer.main` from the repository's root, which no package metadata describes."""
+    """`python -m trainer.main` works in the repository's root, without package metadata."""
     command = [sys.executable, "-c", "from trainer.config import recipes; print(recipes.SHIPPED)"]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert Path(shown.stdout.strip()) == ROOT / "configs"

@@ -1,4 +1,4 @@
-"""Saved configs: what names a run, and what another program reads."""
+"""Saved configs: the hash that names a run, and the values that other programs read."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from tests.config.common import ROOT, fields
 from trainer import config as config_lib
 from trainer.config import Config, load, override
 
-# Another valid value for every field, and whether a run with it computes something else.
+# Another valid value for every field, and whether it changes the results.
 OTHER_VALUES: dict[str, tuple[typing.Any, bool]] = {
     "seed": (1, True),
     "num_epochs": (2.0, True),
@@ -95,7 +95,7 @@ OTHER_VALUES: dict[str, tuple[typing.Any, bool]] = {
 
 
 def with_value(config: Config, path: str, value: typing.Any) -> Config:
-    """`config` with one field changed, without the checks between fields."""
+    """Returns `config` with one field changed, without the checks between fields."""
     section, _, name = path.rpartition(".")
     if not section:
         return dataclasses.replace(config, **{name: value})
@@ -104,7 +104,7 @@ def with_value(config: Config, path: str, value: typing.Any) -> Config:
 
 
 def saved(config: Config) -> dict[str, typing.Any]:
-    """As a config comes back from a run's folder."""
+    """Returns a config as it is read from a run's folder."""
     return json.loads(json.dumps(config_lib.to_dict(config)))
 
 
@@ -113,7 +113,7 @@ def test_the_table_of_other_values_has_every_field():
 
 
 @pytest.mark.parametrize("path", OTHER_VALUES)
-def test_the_hash_and_the_differences_see_what_changes_results(path):
+def test_the_hash_and_the_differences_depend_on_what_changes_results(path):
     value, changes_results = OTHER_VALUES[path]
     before = Config()
     after = with_value(before, path, value)
@@ -152,7 +152,7 @@ def test_a_whole_number_for_a_fraction_is_the_same_run():
     assert config_lib.differences(saved(whole), saved(fraction)) == []
 
 
-def test_a_difference_tells_both_values():
+def test_a_difference_shows_both_values():
     before = Config(ema_decay=None)
     after = override(before, ["optimizer.learning_rate=0.8", "ema_decay=0.99", "data.mean=0.25"])
     assert config_lib.differences(saved(after), saved(before)) == [

@@ -1,4 +1,4 @@
-"""What is printed of the config: `--help_config`, `--print_config`, docs/config.md."""
+"""The config in print: `--help_config`, `--print_config`, docs/config.md."""
 
 import re
 
@@ -13,12 +13,12 @@ from trainer.config.text import parse, spell
 
 
 def helped(config: Config) -> dict[str, tuple[str, str]]:
-    """The fields' values in the help, and the text below each, as one line."""
+    """Returns the fields' values in the help, and the text below each as one line."""
     found = re.findall(r"^(\S+) = (.*)\n((?:    .*\n)+)", show.help_text(config), re.MULTILINE)
     return {path: (value, " ".join(text.split())) for path, value, text in found}
 
 
-def test_the_page_of_fields_is_what_the_code_says():
+def test_the_page_of_fields_is_up_to_date():
     page = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
     assert page == show.markdown(), "run: python -m trainer.config > docs/config.md"
 
@@ -59,7 +59,7 @@ def test_the_help_gives_the_values_of_the_config():
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_the_printed_config_is_what_set_takes(path):
+def test_the_printed_config_can_be_given_to_set(path):
     config = load(str(path))
     lines = show.values_text(config).splitlines()
     assignments = [line for line in lines if line and not line.startswith("#")]

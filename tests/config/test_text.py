@@ -1,4 +1,4 @@
-"""Text as values: what each type takes, and how the rest is refused."""
+"""Text as values: what each type accepts, and how it refuses the rest."""
 
 from operator import attrgetter
 
@@ -75,5 +75,5 @@ def test_an_assignment_is_split_at_its_first_equals_sign():
         ("optimizer.name", "adam", "'sgd' or 'adamw'"),
     ],
 )
-def test_text_that_spells_no_value_of_the_type(path, text, rule):
+def test_text_that_is_not_a_value_of_the_type(path, text, rule):
     assert refusal(f"{path}={text}") == f"{path}: must be {rule}, not {text!r}"

@@ -1,4 +1,4 @@
-"""The workers of a group: TF_CONFIG, and meeting before TensorFlow, over real sockets."""
+"""The workers of a group: TF_CONFIG, and the meeting before TensorFlow, over real sockets."""
 
 import errno
 import json
@@ -86,10 +86,10 @@ def free_addresses(number: int) -> tuple[str, ...]:
 def meet(
     clusters: list[Cluster], offers: list[dict], timeout_s: float = 20.0, again: bool = True
 ) -> list[str]:
-    """Each member in a thread of its own; what each is told in the end, "" where all is well.
+    """Runs each member in a thread, and returns each one's error, or "" if all is well.
 
     Args:
-        again: whether starting the group again would help, as each error must say by its class.
+        again: whether starting the group again would help; the class of each error must match.
     """
     verdicts = ["no end"] * len(clusters)
 
@@ -114,7 +114,7 @@ def group(number: int) -> list[Cluster]:
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 8])
-def test_all_go_on_when_all_are_there(number):
+def test_all_continue_once_all_have_arrived(number):
     clusters = group(number)
     assert meet(clusters, [{"seed": 0, "mean": (1.0, 2.0)}] * number) == [""] * number
     for address in clusters[0].addresses:  # TensorFlow listens there next
@@ -122,7 +122,7 @@ def test_all_go_on_when_all_are_there(number):
         socket.create_server((host, int(port))).close()
 
 
-def test_the_missing_one_is_named_by_all_that_came():
+def test_every_worker_that_came_names_the_missing_one():
     clusters = group(4)
     verdicts = meet([clusters[0], clusters[1], clusters[3]], [{}] * 3, timeout_s=1.0)
     assert set(verdicts) == {verdicts[0]}
@@ -131,7 +131,7 @@ def test_the_missing_one_is_named_by_all_that_came():
     assert verdicts[0].startswith(expected)
 
 
-def test_a_missing_first_one_is_named():
+def test_a_missing_first_worker_is_named():
     clusters = group(2)
     (verdict,) = meet(clusters[1:], [{}], timeout_s=0.5)
     first = clusters[0].addresses[0]
@@ -139,8 +139,8 @@ def test_a_missing_first_one_is_named():
 
 
 @pytest.mark.parametrize("number", [2, 4])
-def test_another_config_is_refused_by_all(number):
-    """Also by those that come after the difference is known."""
+def test_a_different_config_is_refused_by_all(number):
+    """Members that come after the difference is known refuse as well."""
     offers = [offer(Config())] * number
     offers[1] = offer(override(Config(), ["seed=1", "steps_per_loop=7"]))
     clusters = group(number)
@@ -152,7 +152,7 @@ def test_another_config_is_refused_by_all(number):
     )
 
 
-def test_another_list_of_workers_is_refused_by_all():
+def test_a_different_list_of_workers_is_refused_by_all():
     clusters = group(2)
     other = Cluster((*clusters[0].addresses, "localhost:2"), 1)
     verdicts = meet([clusters[0], other], [{}, {}], again=False)
@@ -181,8 +181,8 @@ def test_a_worker_that_cannot_be_reached_is_named():
     assert verdicts[0].startswith(f"TF_CONFIG: worker 0 cannot reach worker 1 at {address} (")
 
 
-def test_one_that_left_again_is_missing():
-    """A member that ends while the others are awaited would let TensorFlow wait for it."""
+def test_a_worker_that_left_is_missing():
+    """If a member ended while the others were awaited, TensorFlow would wait for it."""
     clusters = group(3)
     verdicts: list[str] = []
     thread = threading.Thread(
@@ -197,7 +197,7 @@ def test_one_that_left_again_is_missing():
     assert [missing in verdict for verdict in verdicts] == [True, True]
 
 
-def test_one_that_comes_again_with_the_right_config_is_welcome():
+def test_a_worker_that_returns_with_the_right_config_is_accepted():
     clusters = group(3)  # the third comes last, so that the others are still awaited
     verdicts: list[str] = []
     thread = threading.Thread(target=lambda: verdicts.extend(meet(clusters[:1], [{}])))
@@ -211,7 +211,7 @@ def test_one_that_comes_again_with_the_right_config_is_welcome():
 
 
 def connected(address: str) -> socket.socket:
-    """A connection to a port at which somebody is about to listen."""
+    """Connects to a port on which another process is about to listen."""
     host, port = address.split(":")
     while True:
         try:
@@ -223,7 +223,7 @@ def connected(address: str) -> socket.socket:
 @pytest.mark.parametrize(
     "noise", [b"", b"GET / HTTP/1.1\r\n\r\n", b'{"rank": 7}\n', b'{"rank": 1}\n', b"[1]\n"]
 )
-def test_strangers_are_passed_over(noise):
+def test_strangers_are_ignored(noise):
     clusters = group(2)
     verdicts: list[str] = []
     thread = threading.Thread(target=lambda: verdicts.extend(meet(clusters[:1], [{}])))

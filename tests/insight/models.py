@@ -1,4 +1,4 @@
-"""Models of three channels for the tests here."""
+"""Models with three channels for the tests here."""
 
 from trainer import config as config_lib
 from trainer.config import Config

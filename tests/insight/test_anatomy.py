@@ -1,4 +1,4 @@
-"""Shapes, counts and receptive fields against what can be computed in another way."""
+"""Shapes, counts and receptive fields, compared with values computed in another way."""
 
 import numpy as np
 import pytest
@@ -17,9 +17,11 @@ from trainer.models.build import build_model
 
 
 def field_by_trial(model, name: str, size: int) -> int:
-    """How many of the image's rows the middle of a layer's output depends on: of as many images as
-    there are rows, each is brighter in another one. With positive weights nothing cancels, no ReLU
-    is off, and no maximum is elsewhere."""
+    """Counts the image rows on which the middle of a layer's output depends.
+
+    There is one image per row, which is brighter in that row. With positive weights nothing
+    cancels, no ReLU is off, and no maximum moves.
+    """
     for variable in model.variables:
         variable.assign(tf.abs(variable) + 0.1)
     found = {}
@@ -29,7 +31,7 @@ def field_by_trial(model, name: str, size: int) -> int:
             middle = output.shape[1] // 2
             found["middle"] = output.numpy()[:, middle, middle]
 
-    brighter = np.eye(size + 1, size)[:, :, None, None] * 100.0  # the last one nowhere
+    brighter = np.eye(size + 1, size)[:, :, None, None] * 100.0  # the last one is brighter nowhere
     with watching(watch):
         model(tf.cast(np.broadcast_to(1 + brighter, (size + 1, size, size, 1)), tf.float32))
     depends = np.flatnonzero((found["middle"][:-1] != found["middle"][-1]).any(axis=1))
@@ -45,12 +47,12 @@ def field_by_trial(model, name: str, size: int) -> int:
         (TINY_WRN, 64),
     ],
 )
-def test_receptive_fields_are_what_the_output_depends_on(name, size):
+def test_receptive_fields_match_what_the_output_depends_on(name, size):
     config, _ = build(name, size)
     model = build_model(config, channels=1)
     rows = [row for row in anatomy(model, size, channels=1) if row.stage != "head"]
     for row in rows:
-        assert row.receptive_field < size / 2  # so that no edge cuts it off
+        assert row.receptive_field < size / 2  # no edge cuts it off
         assert row.receptive_field == field_by_trial(model, row.name, size), row.name
 
 

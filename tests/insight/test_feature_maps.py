@@ -28,13 +28,13 @@ def test_activations_of_an_image_are_the_stages_outputs():
 def test_the_picture_has_the_most_varied_maps_each_from_black_to_white():
     values = np.zeros((2, 2, 10), np.float32)
     for channel in range(10):
-        values[0, 0, channel] = channel  # the last one varies most; channel 0 not at all
+        values[0, 0, channel] = channel  # the last one varies most, channel 0 not at all
     picture = grid([Activations("a", values), Activations("head", np.zeros(5, np.float32))])
-    assert picture.shape == (116, 8 * 116)  # no row for what has no height
+    assert picture.shape == (116, 8 * 116)  # no row for a stage without height
     assert picture.dtype == np.uint8
     tiles = picture.reshape(116, 8, 116).transpose(1, 0, 2)
-    assert [tile[2, 2] for tile in tiles] == [255] * 8  # the pixel that is greatest
+    assert [tile[2, 2] for tile in tiles] == [255] * 8  # the greatest pixel
     assert [tile[60, 60] for tile in tiles] == [0] * 8
     constant = grid([Activations("a", np.ones((2, 2, 1), np.float32))])
-    assert constant[60, 60] == 0  # of one number there is no contrast
-    assert (constant[:, 116:] == 255).all()  # maps that are not there
+    assert constant[60, 60] == 0  # a single number has no contrast
+    assert (constant[:, 116:] == 255).all()  # no maps here

@@ -13,7 +13,7 @@ from trainer.config import Config
 from trainer.insight import memory
 from trainer.models.build import build_model
 
-# Prints the bytes that train steps add to a process whose graph is traced, beyond its variables.
+# Prints the bytes that train steps add, beyond variables, to a process with a traced graph.
 _MEASURE = """
 import sys
 import tensorflow as tf
@@ -64,9 +64,9 @@ def test_the_estimate_is_within_15_percent_of_a_measured_peak(name, batch, preci
 
 
 @pytest.mark.parametrize(("precision", "bytes_each"), [("float32", 4), ("mixed_bfloat16", 2)])
-def test_activations_are_what_the_gradient_reads(precision, bytes_each):
-    """`convnet` by hand: the normalised image, of 3 channels, and two ReLUs' outputs, of 16 and 32;
-    the means and the logits are small."""
+def test_activations_are_the_inputs_of_the_gradient(precision, bytes_each):
+    """Counts `convnet` by hand: the normalised image with 3 channels, and two ReLUs' outputs with
+    16 and 32; the means and the logits are small."""
     config, model = build(CONVNET, 32, f"precision={precision}")
     kept = memory.kept_by_layer(memory.training_graph(config, model, 3))
     convolutions = kept["stage1_conv"] + kept["stage2_conv"]
@@ -82,7 +82,7 @@ def estimate(*settings: str) -> tuple[memory.TrainingMemory, dict[str, int]]:
     return memory.training_memory(config, model, graph), memory.kept_by_layer(graph)
 
 
-def test_more_slots_an_average_and_sums_take_what_their_variables_do():
+def test_slots_averages_and_sums_take_the_memory_of_their_variables():
     settings = (
         "optimizer.name=sgd",
         "optimizer.name=adamw",
@@ -115,7 +115,7 @@ def test_the_largest_batch_fits_at_every_point_of_the_step():
 
 
 @pytest.mark.parametrize("name", ["resnet18", TINY_VGG, TINY_MOBILENETV3])
-def test_an_image_takes_at_least_what_is_kept_of_it(name):
+def test_an_image_takes_at_least_its_kept_activations(name):
     config, model = build(name, 32)
     graph = memory.training_graph(config, model, 3)
     found = memory.training_memory(config, model, graph)

@@ -83,8 +83,8 @@ SMALL = (
 def as_undisturbed(workdir: Path, undisturbed: Path) -> None:
     """Asserts that every step ran once, with the batches and weights of an uninterrupted run.
 
-    Training magnifies rounding (tests/test_steps.py), which differs between one process and
-    several; a batch or a slot of another step would differ by far more.
+    Training magnifies rounding (tests/step/test_train_step.py), which differs between one process
+    and several. A batch or a slot of another step would differ by far more.
     """
     for kind, key in (("train", "loss"), ("eval", "loss")):
         values, expected = (read_records(p / "metrics.jsonl", kind) for p in (workdir, undisturbed))

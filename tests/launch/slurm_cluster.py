@@ -52,7 +52,7 @@ def missing() -> list[str]:
 
 @contextlib.contextmanager
 def cluster(folder: Path) -> Iterator[None]:
-    """Runs until the block ends; its clients find it through SLURM_CONF."""
+    """Runs a cluster until the block ends; clients find it through SLURM_CONF."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.create_server(("", 0))) for _ in range(3)]
         ports = [a_socket.getsockname()[1] for a_socket in sockets]
@@ -86,7 +86,7 @@ def cluster(folder: Path) -> Iterator[None]:
 
 
 def _wait_until_idle() -> None:
-    """A queued job that needs both nodes ends once they are up."""
+    """Waits for a queued job that needs both nodes: it ends once they are up."""
     subprocess.run(
         ["srun", "--nodes=2", "--immediate=60", "true"], check=True, capture_output=True, timeout=90
     )

@@ -62,7 +62,7 @@ def test_help_shows_the_flags_of_the_back_end(backend, capsys):
         assert f"--{field.name.replace('_', '-')}" in shown
 
 
-def test_a_dry_run_makes_nothing_and_is_the_same_each_time(home, capsys):
+def test_a_dry_run_creates_nothing_and_is_the_same_each_time(home, capsys):
     arguments = ["submit", "--backend=local", "--name=a", "--nodes=2", "--dry-run"]
     shown = []
     for _ in range(2):
@@ -75,14 +75,14 @@ def test_a_dry_run_makes_nothing_and_is_the_same_each_time(home, capsys):
     assert "".join(f"--- {d['title']}\n{d['text']}" for d in documents) == shown[0]
 
 
-def test_what_was_sent_is_shown_later(home, capsys):
+def test_render_shows_later_what_was_sent(home, capsys):
     made()
     assert cli.main(["render", "digits"]) == 0
     assert capsys.readouterr().out.startswith("--- worker 0\ncd /home/me/trainer\n")
 
 
 def test_a_name_is_data_for_every_back_end():
-    """Each has what the interface names."""
+    """Each has the attributes that the interface names."""
     for name in backends.BACKENDS:
         module = backends.load(name)
         assert dataclasses.is_dataclass(module.Options)

@@ -1,4 +1,4 @@
-"""What the launcher imports, and when."""
+"""The launcher's imports, and when they happen."""
 
 import subprocess
 import sys
@@ -29,7 +29,7 @@ def of_the_trainer(source: str) -> set[str]:
 
 
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
-def test_of_the_trainer_it_imports_only_files(source):
+def test_launch_imports_only_files_from_the_trainer(source):
     assert of_the_trainer(source) == set()
     assert packages(imports(source)) & HEAVY == set()
 

@@ -1,4 +1,4 @@
-"""Real processes on this machine: their input, who failed first, and what follows.
+"""Real processes on this machine: their input, which one failed first, and the consequences.
 
 Most follow a plan instead of training (worker.py); the slow tests train.
 """
@@ -44,7 +44,7 @@ def group(tmp_path):
     return Group(tmp_path, "local")
 
 
-def test_each_worker_is_told_who_it_is_and_has_its_share_of_the_cores(group, capfd):
+def test_each_worker_gets_its_rank_and_its_share_of_the_cores(group, capfd):
     assert group.submit({"0": ["say zero"], "1": ["say one"]}, "--env=A=b c", nodes=2) == 0
     first, second = sorted(group.seen, key=lambda told: told["rank"])
     for told in (first, second):
@@ -105,7 +105,7 @@ def test_gpus_are_shared_out(group, tmp_path, monkeypatch, shown, flags, expecte
         (("--grace-s=-1",), "--grace-s=-1: must be at least 0"),
     ],
 )
-def test_what_cannot_be_started_is_named_and_nothing_is_left(
+def test_a_run_that_cannot_start_is_named_and_leaves_nothing(
     group, monkeypatch, capsys, flags, expected
 ):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2" if "--gpus=9" in flags or not flags else "")
@@ -165,13 +165,13 @@ def test_preemptions_without_progress_come_to_an_end(group, capfd):
     assert "it ended 5 times in a row without a new checkpoint" in capfd.readouterr().out
 
 
-def test_who_does_not_save_in_time_is_killed(group, capfd):
+def test_a_worker_that_does_not_save_in_time_is_killed(group, capfd):
     plan = {"0": ["tell it", "stay"], "1": ["hear it", "exit 2"]}
     assert group.submit(plan, "--grace-s=0") == 2
     assert not local._marked(records.read("a"))
 
 
-def test_sigterm_saves_and_watch_goes_on(group):
+def test_sigterm_saves_and_watch_resumes(group):
     plan = {"0-0": ["wait"], "0-1": ["wait"], "1-0": ["say again"]}
     with group.submitted(plan, until=2) as process:
         process.terminate()
@@ -251,7 +251,7 @@ def test_a_second_watch_only_looks(group):
         assert process.wait() == 42
 
 
-def test_who_reads_no_more_does_not_end_the_run(group):
+def test_a_reader_that_stops_does_not_end_the_run(group):
     """As in `submit … | head -1`: the launcher continues, and the logs are in its record."""
     plan = {"0": ["say one", "hear it", "say two", "exit 0"], "1": ["tell it"]}
     with launcher(group.arguments(plan)) as process:
@@ -342,8 +342,8 @@ _texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"
 
 @given(args=st.lists(_texts, max_size=4), value=_texts, workdir=_texts)
 @settings(max_examples=30, deadline=None)
-def test_what_is_shown_does_the_same_in_bash(tmp_path_factory, args, value, workdir):
-    """With hostile arguments; secrets and what is not text are refused earlier."""
+def test_the_shown_commands_do_the_same_in_bash(tmp_path_factory, args, value, workdir):
+    """With hostile arguments; secrets and invalid text are refused earlier."""
     folder = tmp_path_factory.mktemp("shown")
     plan, out = folder / "plan", folder / "run ' $(x)"
     plan.write_text("{}")

@@ -1,4 +1,4 @@
-"""The policy, against the table of exit codes in docs/launch.md."""
+"""The policy, compared with the table of exit codes in docs/launch.md."""
 
 import subprocess
 
@@ -25,7 +25,7 @@ from launch.policy import (
         ([1, 2, 41, 43, 126, 127, 128], Outcome.FAIL),
     ],
 )
-def test_what_exit_codes_ask_for(codes, expected):
+def test_exit_codes_decide_the_outcome(codes, expected):
     assert {outcome(code) for code in codes} == {expected}
 
 
@@ -41,7 +41,7 @@ def test_what_exit_codes_ask_for(codes, expected):
         ([2, 43], 0),
     ],
 )
-def test_who_brought_the_others_down(codes, rank):
+def test_the_worker_that_brought_the_others_down(codes, rank):
     assert first_to_end(codes) == rank
 
 

@@ -53,7 +53,7 @@ def test_a_name_is_taken_until_its_run_has_ended(home):
     assert sorted(path.name for path in home.iterdir()) == ["digits", "digits~1"]
 
 
-def test_of_two_at_once_one_has_the_name(home):
+def test_only_one_of_two_at_once_gets_the_name(home):
     code = (
         "import sys, json\nfrom launch import records, spec\nfrom launch import local\n"
         "one = spec.from_dict(json.loads(sys.argv[1]), local.Options)\nsys.stdin.read()\n"

@@ -81,7 +81,7 @@ def test_a_group_runs_to_its_end(group, capfd):
         ports = {int(address.removeprefix("127.0.0.1:")) for address in config["cluster"]["worker"]}
         assert len(ports) == 2
         assert all(15000 <= port < 32768 for port in ports)
-    # Rank 0 runs where its address says: on the first node of the list.
+    # Rank 0 runs on the node of its address, the first in the list.
     assert [told["environment"]["SLURMD_NODENAME"] for told in (first, second)] == ["n0", "n1"]
     assert shown(job_of())["JobState"] == "COMPLETED"
     capfd.readouterr()
@@ -93,7 +93,7 @@ def test_a_group_runs_to_its_end(group, capfd):
 
 
 @needs_slurm
-def test_the_code_of_who_failed_first_is_the_jobs(group, capfd):
+def test_the_job_ends_with_the_code_of_the_first_failure(group, capfd):
     """srun alone would report 42, from the worker that saved because of it."""
     plan = {"0": ["tell it", "wait"], "1": ["hear it", "say why", "exit 2"]}
     assert group.submit(plan) == 0
@@ -105,7 +105,7 @@ def test_the_code_of_who_failed_first_is_the_jobs(group, capfd):
 
 
 @needs_slurm
-def test_a_killed_worker_puts_the_job_into_the_queue_again(group, capfd):
+def test_a_killed_worker_requeues_the_job(group, capfd):
     plan = {"0-0": ["tell it", "wait"], "0-1": ["hear it", "die SIGKILL"]}
     assert group.submit(plan) == 0
     assert cli.main(["watch", "a"]) == 0
@@ -128,7 +128,7 @@ def test_restarts_come_to_an_end(group, capfd):
 
 @needs_slurm
 @pytest.mark.parametrize("by", ["launch cancel", "scancel"])
-def test_a_cancelled_run_saves_and_does_not_come_again(group, by, capfd):
+def test_a_cancelled_run_saves_and_is_not_requeued(group, by, capfd):
     assert group.submit({"0": ["wait"], "1": ["wait"]}) == 0
     with launcher(["logs", "--follow", "a"]) as follower:
         read_until(follower, "waiting", 2)
@@ -144,7 +144,7 @@ def test_a_cancelled_run_saves_and_does_not_come_again(group, by, capfd):
 
 
 @needs_slurm
-def test_who_waits_in_the_queue_is_cancelled(group, tmp_path):
+def test_a_queued_job_is_cancelled(group, tmp_path):
     assert group.submit({}, "--sbatch=--hold") == 0
     with Signals() as signals:
         assert slurm.Job(records.read("a"), signals).observe().state is State.QUEUED
@@ -154,7 +154,7 @@ def test_who_waits_in_the_queue_is_cancelled(group, tmp_path):
 
 
 @needs_slurm
-def test_a_job_of_higher_priority_takes_its_place_and_it_comes_again(group, capfd):
+def test_a_job_preempted_by_a_higher_priority_runs_again(group, capfd):
     plan = {"0-0": ["wait"], "0-1": ["wait"], "1-0": ["say again"]}
     assert group.submit(plan, "--partition=low", "--max-restarts=0") == 0
     with launcher(["logs", "--follow", "a"]) as follower:
@@ -199,7 +199,7 @@ def stand_in(folder: Path, monkeypatch, name: str, text: str) -> None:
         'REAL "$@" | sed "s/$/;test/"',
     ],
 )
-def test_whatever_sbatch_says_the_job_is_found(group, tmp_path, monkeypatch, text):
+def test_the_job_is_found_whatever_sbatch_prints(group, tmp_path, monkeypatch, text):
     stand_in(tmp_path, monkeypatch, "sbatch", text)
     assert group.submit({}) == 0
     assert re.fullmatch(r"\d+", job_of())
@@ -208,7 +208,7 @@ def test_whatever_sbatch_says_the_job_is_found(group, tmp_path, monkeypatch, tex
 
 
 @needs_slurm
-def test_a_signal_on_its_way_is_no_end(group, tmp_path, monkeypatch):
+def test_a_signal_on_its_way_is_not_an_end(group, tmp_path, monkeypatch):
     """Slurm then shows a running job as SIGNALING, for longer on a busy machine."""
     text = 'REAL "$@" | sed s/JobState=RUNNING/JobState=SIGNALING/'
     stand_in(tmp_path, monkeypatch, "scontrol", text)
@@ -241,7 +241,7 @@ def test_the_environment_of_the_trainer_is_not_the_scripts(group, monkeypatch):
 
 
 @needs_slurm
-def test_damaged_files_are_no_results(group, tmp_path):
+def test_damaged_files_are_not_results(group, tmp_path):
     assert group.submit({"0": ["exit 200"]}, nodes=1) == 0
     record = records.read("a")
     (record.path / "first-9").write_text("")
@@ -253,7 +253,7 @@ def test_damaged_files_are_no_results(group, tmp_path):
 
 
 @needs_slurm
-def test_what_slurm_refuses_is_one_line(group, capsys):
+def test_a_refusal_by_slurm_is_one_line(group, capsys):
     assert group.submit({}, "--partition=nowhere") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: sbatch: ")
@@ -262,7 +262,7 @@ def test_what_slurm_refuses_is_one_line(group, capsys):
 
 
 @needs_slurm
-def test_a_controller_that_does_not_answer_says_nothing_of_the_run(group, monkeypatch, tmp_path):
+def test_the_state_is_unknown_if_the_controller_does_not_answer(group, monkeypatch, tmp_path):
     assert group.submit({}, "--sbatch=--hold") == 0
     config = Path(os.environ["SLURM_CONF"]).read_text()
     other = tmp_path / "slurm.conf"
@@ -275,7 +275,7 @@ def test_a_controller_that_does_not_answer_says_nothing_of_the_run(group, monkey
     assert seen.message.startswith("squeue: ")
 
 
-def test_without_slurm_one_line_says_so(tmp_path, monkeypatch, capsys):
+def test_without_slurm_the_error_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert cli.main(["submit", "--backend=slurm", "--name=a", "--python=/usr/bin/python3"]) == 2
     expected = "error: squeue: not found; submit on a machine with Slurm\n"
@@ -382,7 +382,7 @@ def test_two_nodes_train_through_a_preemption(cluster, tmp_path, capfd):
 
 @pytest.mark.slow
 @needs_slurm
-def test_a_run_saves_before_its_time_limit_and_goes_on(group):
+def test_a_run_saves_before_its_time_limit_and_resumes(group):
     plan = {"0-0": ["wait"], "0-1": ["wait"]}
     assert group.submit(plan, "--time=1", "--save-s=55", "--max-restarts=0") == 0
     assert cli.main(["watch", "a"]) == 0

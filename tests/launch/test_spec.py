@@ -1,4 +1,4 @@
-"""What can be launched, and what is refused."""
+"""Valid specs, and refusals."""
 
 import json
 
@@ -41,13 +41,13 @@ from tests.launch.specs import spec
         ({"env": (("A", "https://me:pw@host/x"),)}, "--env=A=…: looks like a secret"),
     ],
 )
-def test_what_cannot_be_launched_is_named(values, expected):
+def test_an_invalid_spec_is_named(values, expected):
     with pytest.raises(LaunchError) as caught:
         spec(**values)
     assert str(caught.value).startswith(expected)
 
 
-def test_what_only_sounds_like_a_secret_is_none():
+def test_text_that_only_resembles_a_secret_is_allowed():
     args = ("--max_tokens=3", "--set=monkey=1", "--keyboard=x", "--config=my keys/a.py")
     assert spec(args=args, nodes=1).args == args
 
@@ -58,7 +58,7 @@ def test_secrets_are_not_shown():
     assert redacted("https://me:pass@host/x") == "https://[secret]@host/x"
 
 
-def test_the_workdir_is_one_flag_wherever_it_stands():
+def test_the_workdir_is_found_anywhere_among_the_flags():
     split = spec_lib.split_workdir
     assert split(["--a", "--workdir=x y", "b"]) == (("--a", "b"), "x y")
     assert split(["--workdir", "x", "--b"]) == (("--b",), "x")
@@ -77,7 +77,7 @@ _texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"
 def test_a_spec_survives_json(args, folder, env):
     try:
         one = spec(args=tuple(args), folder=folder, env=tuple(env.items()), nodes=1)
-    except LaunchError:  # what looks like a secret
+    except LaunchError:  # it looks like a secret
         return
     text = json.dumps(spec_lib.to_dict(one))
     assert spec_lib.from_dict(json.loads(text), local.Options) == one

@@ -85,7 +85,7 @@ def ended(code: int | None) -> Observation:
         ([RUNNING, Observation(State.CANCELLED)], ["delete"], "cancelled", 130),
     ],
 )
-def test_what_is_seen_and_what_follows(shows, asked, state, code):
+def test_observations_and_their_consequences(shows, asked, state, code):
     record, job = made(), Played(shows)
     assert watch_lib.watch(record, job, Clock(), lambda text: None) == code
     assert job.asked == asked
@@ -98,17 +98,17 @@ def test_what_is_seen_and_what_follows(shows, asked, state, code):
         ([RUNNING, PREEMPTED, QUEUED, RUNNING, DONE], "succeeded", 0),
         ([RUNNING, ended(137)], "failed", 137),
         ([RUNNING, GONE, GONE, GONE], "failed", 1),
-        ([RUNNING, ended(42)], "failed", 1),  # 42 would mean: start me again
+        ([RUNNING, ended(42)], "failed", 1),  # a trainer's 42 would mean: start me again
     ],
 )
-def test_who_restarts_itself_is_only_looked_at(shows, state, code):
+def test_a_back_end_that_restarts_runs_is_only_observed(shows, state, code):
     record, job = made(), Played(shows, restarts_itself=True)
     assert watch_lib.watch(record, job, Clock(), lambda text: None) == code
     assert job.asked == []
     assert records.read("digits").state == state
 
 
-def test_the_pauses_grow_while_nothing_gets_on():
+def test_pauses_grow_without_progress():
     record, clock = made(), Clock()
     times: list[float] = []
     job = Played([PREEMPTED] * 10)
@@ -120,7 +120,7 @@ def test_the_pauses_grow_while_nothing_gets_on():
         assert 10 * 2 ** (number + 1) * 0.5 <= pause <= 10 * 2 ** (number + 1) + 1
 
 
-def test_nothing_is_made_after_a_cancel():
+def test_nothing_is_created_after_a_cancel():
     record = made()
     job = Played([RUNNING, PREEMPTED], on_look=lambda left: None if left else record.cancel())
     assert watch_lib.watch(record, job, Clock(), lambda text: None) == 130
@@ -128,7 +128,7 @@ def test_nothing_is_made_after_a_cancel():
     assert records.read("digits").state is State.CANCELLED
 
 
-def test_ctrl_c_leaves_the_run_alone_and_says_so():
+def test_ctrl_c_leaves_the_run_alone_and_reports_it():
     record, clock, said = made(), Clock(), []
     job = Played([RUNNING, RUNNING], on_look=lambda left: left or clock.received.append(2))
     assert watch_lib.watch(record, job, clock, said.append) == 130

@@ -1,4 +1,4 @@
-"""What every model must do: one of each family, the docs' recipe, or those of --model.
+"""Checks for every model: one of each family, the docs' model, or those of --model.
 
     python -m pytest tests/models/test_any_model.py --model=my_models.tinynet
 
@@ -49,7 +49,7 @@ def test_two_replicas_and_one_train_the_same(digits_config, digits, any_model):
     one, two = (Run(config, digits, strategy_of(n)) for n in (1, 2))
     start = weights(one)
     first, second = losses(one, 1), losses(two, 1)
-    # After one step: later, an activation of zero, up to rounding, may be on either side of it.
+    # After one step: later, rounding may put an activation near zero on either side of it.
     apart = np.linalg.norm(weights(one) - weights(two))
     assert apart < 1e-4 * np.linalg.norm(weights(one) - start)
     first, second = (np.append(a, losses(run, 3)) for a, run in ((first, one), (second, two)))

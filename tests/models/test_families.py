@@ -1,4 +1,4 @@
-"""The families' layers and settings, and what training draws at random."""
+"""The families' layers and settings, and the random numbers of training."""
 
 import dataclasses
 
@@ -25,7 +25,7 @@ from trainer.models.vgg import adaptive_mean_pool
 
 
 def config_of(digits_config: Config, name: str, *settings: str) -> Config:
-    """The digits recipe with this model, small enough for a test of its own."""
+    """Returns the digits recipe with this model."""
     size = 32 if name == TINY_VGG else 16
     constants = [f"model.name={name}", f"data.image_size={size}", "data.global_batch_size=32"]
     constants += ["optimizer.learning_rate=0.05", "optimizer.schedule=constant"]
@@ -42,9 +42,9 @@ def weights(run: Run) -> np.ndarray:
 
 
 def test_dropped_branches_depend_on_the_step_and_not_on_the_parts(digits_config, digits):
-    """A run in parts, of more micro-batches and from its middle, draws the same numbers."""
+    """A run with more micro-batches, and one from the middle, draw the same numbers."""
     settings = ("model.stochastic_depth=0.5", "model.dropout=0.5", "model.zero_init_residual=false")
-    # Without batch norm's statistics, which the parts of a batch do not share.
+    # Without batch norm's statistics, which differ between parts of a batch.
     settings += ("model.batch_norm_inference=true", "data.crop=none", "data.pad=0")
     config = config_of(digits_config, TINY_BOTTLENECK, *settings)
     whole = Run(config, digits, strategy_of(1))
@@ -72,7 +72,7 @@ def drawn(step: int, first: int, count: int, stream: int = 0, seed: int = 0, sha
         return randomness.uniform(count, list(shape), stream).numpy()
 
 
-def test_rows_of_a_batch_have_their_numbers_whoever_draws_them():
+def test_a_row_draws_the_same_numbers_in_any_part_of_the_batch():
     whole = drawn(7, 0, 64)
     np.testing.assert_array_equal(np.concatenate([drawn(7, n, 16) for n in (0, 16, 32, 48)]), whole)
 
@@ -111,7 +111,7 @@ def test_dropping_outside_of_its_context_is_an_error():
 
 
 def test_stochastic_depth_grows_linearly_with_the_block():
-    """Huang et al. 2016, equation 4: p_l = l / L of the last one's."""
+    """Huang et al. 2016, equation 4: p_l = l / L times the last block's."""
     config = config_lib.override(Config(), ["model.stochastic_depth=0.2", "model.name=resnet50"])
     model = build_model(config, channels=3)
     rates = [block.drop.rate for stage in model.stages for block in stage]

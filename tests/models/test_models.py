@@ -1,4 +1,4 @@
-"""ResNets against the paper, published counts, and plain TensorFlow; batch norm against NumPy."""
+"""ResNets, compared with the paper, published counts and plain TensorFlow; batch norm by NumPy."""
 
 import numpy as np
 import pytest
@@ -64,8 +64,8 @@ def test_depths_count_the_weighted_layers_of_the_paper():
 def test_shortcuts_project_exactly_where_the_shape_changes(name):
     model = build_model(_config(name, size=64), channels=3)
     projects = [[block.projection is not None for block in stage] for stage in model.stages]
-    # The first block of a stage changes the size or the width: but for the first stage of basic
-    # blocks, whose stem has its width already.
+    # The first block of a stage changes the size or the width, except in the first stage of basic
+    # blocks: its width is that of the stem.
     first_changes = name == "resnet50"
     for stage, values in enumerate(projects):
         assert values == [first_changes or stage > 0] + [False] * (len(values) - 1)

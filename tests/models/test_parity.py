@@ -1,4 +1,4 @@
-"""Every family against timm and torchvision, by what tests/parity/reference.py had them compute."""
+"""Every family, compared with timm's and torchvision's results (tests/parity/reference.py)."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def config_of(case: Case) -> Config:
 
 
 def model_of(case: Case):
-    """With the weights that the reference had, by the names that it has for them."""
+    """Builds the model with the reference's weights, by their names there."""
     config = config_of(case)
     model = build_model(config, channels=3)
     library = libraries(case.name).get(case.reference) or next(iter(libraries(case.name).values()))

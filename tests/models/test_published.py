@@ -1,4 +1,4 @@
-"""docs/models.md: what every model has, and what was published of it."""
+"""docs/models.md: every model's figures, compared with published ones."""
 
 import functools
 import json
@@ -97,7 +97,7 @@ def test_counts_are_those_of_timm_s_network(name):
     assert totals(name) == (COUNTS[name]["parameters"], COUNTS[name]["multiply_adds"])
 
 
-def test_timm_s_counts_are_there_for_all_but_the_networks_of_small_images():
+def test_timm_s_counts_exist_for_all_but_networks_for_small_images():
     small = [name for name in MODELS if table()[name].image == "32, 10"]
     assert set(COUNTS) == set(MODELS) - set(small)
 

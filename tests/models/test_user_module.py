@@ -1,4 +1,4 @@
-"""A model of the user's own: its mistakes are one line that names the module, file and line."""
+"""A user's own model: its mistakes are one line that names the module, file and line."""
 
 import itertools
 import os
@@ -14,7 +14,7 @@ from trainer.config import Config
 from trainer.errors import UserError
 from trainer.models.build import build_model
 
-# Each case has a package of its own: Python keeps what it has imported.
+# Each case has a separate package, because Python keeps imported modules.
 _numbers = itertools.count()
 
 MODEL = """\
@@ -39,7 +39,7 @@ GOOD = MODEL.replace("BODY", "stage1_dense").replace("HEAD", "head")
 
 @pytest.fixture
 def build(tmp_path, monkeypatch):
-    """Builds the model of a module's text, `mine` in a package of its own."""
+    """Returns a function that builds the model of a module's text, `mine` in a separate package."""
 
     def call(text: str, **others: str):
         package = f"package{next(_numbers)}"

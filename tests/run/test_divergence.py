@@ -1,4 +1,4 @@
-"""A loss or gradient that is not finite: named, stopped or gone back from."""
+"""A loss or gradient that is not finite: reported, and the run stopped or rolled back."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ from trainer.step.schedules import make_schedule
 from trainer.step.state import TrainState
 from trainer.step.train_step import TrainMetrics
 
-_POISON = 700  # the index of the example that Fragile cannot bear
+_POISON = 700  # the index of the example on which Fragile fails
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def fragile_config(digits_config):
 
 @pytest.fixture
 def poisoned(monkeypatch):
-    """Poisons the training split alone."""
+    """Poisons only the training split."""
     original = train.open_source
 
     def open_source(config, split, data_dir):
@@ -49,9 +49,9 @@ def poisoned(monkeypatch):
 
 
 def _poisoned_steps(config, num_examples: int) -> list[int]:
-    """The steps, counted from 1, whose batches hold the poison: from the order itself."""
+    """Returns the steps, counted from 1, whose batches hold the poison: from the order itself."""
     total = round(config.num_epochs * num_examples / config.data.global_batch_size)
-    source = np.zeros(num_examples)  # its length is all that counts
+    source = np.zeros(num_examples)  # only its length matters
     return [s + 1 for s in range(total) if _POISON in batch_indices(config, source, s)]
 
 
@@ -61,8 +61,8 @@ def _run(config, folder, data_dir, num_replicas=1):
 
 
 def test_the_indices_are_those_that_the_pipeline_feeds(fragile_config, digits):
-    """Against the images themselves, on two workers' shares."""
-    for step in (0, 7, 14, 15, 40):  # 14 and 15: about the end of the first epoch
+    """Compares with the images themselves, on two workers' shares."""
+    for step in (0, 7, 14, 15, 40):  # 14 and 15: around the end of the first epoch
         parts = []
         for worker in range(2):
             context = tf.distribute.InputContext(2, worker, 2)
@@ -73,7 +73,7 @@ def test_the_indices_are_those_that_the_pipeline_feeds(fragile_config, digits):
         np.testing.assert_array_equal(np.concatenate(parts), images)
 
 
-def test_it_stops_and_says_all_there_is_to_say(fragile_config, poisoned, data_dir, tmp_path):
+def test_a_divergence_stops_with_a_full_report(fragile_config, poisoned, data_dir, tmp_path):
     first = _poisoned_steps(fragile_config, 1437)[0]
     with pytest.raises(DivergedError) as caught:
         _run(fragile_config, tmp_path, data_dir)
@@ -89,26 +89,26 @@ def test_it_stops_and_says_all_there_is_to_say(fragile_config, poisoned, data_di
     assert record["step"] == first
     assert _POISON in record["examples"]
     assert len(record["examples"]) == 96
-    # The last checkpoint is the one of the last loop before, and can be read.
+    # The last checkpoint is that of the previous loop, and can be read.
     checkpoint = tf.train.latest_checkpoint(str(tmp_path / "checkpoints"))
     assert checkpoint.endswith(f"ckpt-{(first - 1) // 4 * 4}") or first <= 4
 
 
 @pytest.mark.parametrize("num_replicas", [1, 2])
-def test_it_goes_back_leaves_the_batch_out_and_slows_down(
+def test_rollback_leaves_the_batch_out_and_lowers_the_rate(
     fragile_config, poisoned, data_dir, tmp_path, num_replicas
 ):
     config = dataclasses.replace(fragile_config, on_divergence="rollback", rollback_factor=0.25)
     poisoned_steps = _poisoned_steps(config, 1437)
-    assert len(poisoned_steps) == 3  # once an epoch
+    assert len(poisoned_steps) == 3  # once per epoch
     summary = _run(config, tmp_path, data_dir, num_replicas)
-    assert summary.last_accuracy > 0.8  # it has learned all the same
+    assert summary.last_accuracy > 0.8  # it has learned nevertheless
     records = read_records(tmp_path / "metrics.jsonl", "train")
     assert [r["step"] for r in records] == list(range(1, 46))  # each step once
     assert [r["step"] for r in records if not r["applied"]] == poisoned_steps
     diverged = read_records(tmp_path / "metrics.jsonl", "divergence")
     assert [r["step"] for r in diverged] == poisoned_steps
-    # The rate falls at the checkpoint before each of them: a loop of four steps or an evaluation.
+    # The rate falls at the checkpoint before each: after a loop of four steps or an evaluation.
     schedule = make_schedule(config, 1437 / 96, 45)
     factors = [r["learning_rate"] / float(schedule(r["step"] - 1)) for r in records[:-1]]
     for step, factor in enumerate(factors, start=1):
@@ -125,12 +125,12 @@ def test_it_goes_back_leaves_the_batch_out_and_slows_down(
 _KEPT = ("rollbacks", "rate_factor", "left_out")
 
 
-def test_it_gives_up_after_as_many_times_as_it_may(fragile_config, poisoned, data_dir, tmp_path):
+def test_gives_up_after_max_rollbacks(fragile_config, poisoned, data_dir, tmp_path):
     stops = fragile_config
     goes_back = dataclasses.replace(stops, on_divergence="rollback", max_rollbacks=2)
     with pytest.raises(DivergedError, match="rollback"):
         _run(stops, tmp_path, data_dir)
-    # A run that stopped goes on with the other setting, as its message says.
+    # A stopped run resumes with the other setting, as its message suggests.
     with pytest.raises(
         DivergedError, match=r"rolled back 2 times already \(max_rollbacks\), to 0.25"
     ):
@@ -140,7 +140,7 @@ def test_it_gives_up_after_as_many_times_as_it_may(fragile_config, poisoned, dat
     assert [r["step"] for r in diverged] == [first, first, *others]
 
 
-def test_a_run_that_diverges_before_any_checkpoint_goes_back_to_its_start(
+def test_a_divergence_before_any_checkpoint_rolls_back_to_the_start(
     fragile_config, poisoned, data_dir, tmp_path
 ):
     config = dataclasses.replace(
@@ -171,7 +171,7 @@ def _metrics(**columns) -> TrainMetrics:
         ({"applied": [0, 0, 1]}, 11),
     ],
 )
-def test_what_is_a_divergence(fragile_config, digits, columns, expected):
+def test_find_returns_the_first_divergence(fragile_config, digits, columns, expected):
     with strategy_of(1).scope():
         state = TrainState(fragile_config, 1)
     metrics = _metrics(**columns)

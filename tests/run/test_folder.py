@@ -1,4 +1,4 @@
-"""A run's folder: who owns it, what it holds, who writes, and what is refused."""
+"""A run's folder: its owner, its contents, who writes, and refusals."""
 
 import contextlib
 import json
@@ -37,7 +37,7 @@ def alone(monkeypatch):
 
 @contextlib.contextmanager
 def another_owner(path: Path) -> Iterator[subprocess.Popen]:
-    """Another process that holds the folder, until its stdin is closed or it is killed."""
+    """Starts another process that holds the folder until its stdin is closed or it is killed."""
     process = subprocess.Popen(
         [sys.executable, "-c", OWNER, str(path)],
         cwd=ROOT,
@@ -57,9 +57,9 @@ def another_owner(path: Path) -> Iterator[subprocess.Popen]:
 # --- its owner --------------------------------------------------------------------------------
 
 
-def test_a_second_process_is_refused_and_told_the_first(tmp_path):
+def test_a_second_process_is_refused_naming_the_first(tmp_path):
     with another_owner(tmp_path) as owner:
-        for _ in range(2):  # the one who was refused left the owner's number there
+        for _ in range(2):  # the refused process left the owner's number there
             with pytest.raises(UserError) as caught:
                 RunFolder(str(tmp_path), Config())
             message = str(caught.value)
@@ -67,7 +67,7 @@ def test_a_second_process_is_refused_and_told_the_first(tmp_path):
             assert len(message.splitlines()) == 1
 
 
-def test_a_killed_process_lets_go(tmp_path):
+def test_a_killed_process_releases_the_folder(tmp_path):
     with another_owner(tmp_path) as owner:
         owner.kill()  # SIGKILL
         assert owner.wait() == -9
@@ -76,7 +76,7 @@ def test_a_killed_process_lets_go(tmp_path):
     del folder
 
 
-def test_a_process_that_ends_lets_go(tmp_path):
+def test_a_process_that_ends_releases_the_folder(tmp_path):
     with another_owner(tmp_path) as owner:
         owner.communicate()
         assert owner.returncode == 0
@@ -98,10 +98,10 @@ def test_a_worker_that_does_not_write_makes_no_folder(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-# --- where it is ------------------------------------------------------------------------------
+# --- its place --------------------------------------------------------------------------------
 
 
-def test_the_default_is_named_after_the_config_and_what_it_computes():
+def test_the_default_is_named_after_the_config_and_its_hash():
     before = Config()
     path = default_path("some/where/my_recipe.py", before)
     assert re.fullmatch(r"runs/my_recipe-[0-9a-f]{8}", path)
@@ -123,16 +123,16 @@ def test_a_folder_where_a_file_is(tmp_path, below):
     assert (tmp_path / "file").read_text() == "kept"
 
 
-# --- what it was started with -----------------------------------------------------------------
+# --- its config -------------------------------------------------------------------------------
 
 
-def test_a_new_folder_holds_nothing(tmp_path):
+def test_a_new_folder_is_empty(tmp_path):
     folder = RunFolder(str(tmp_path), Config())
     assert folder.read_config() is None
     assert not folder.is_done
 
 
-def test_what_was_written_is_read_back(tmp_path):
+def test_a_written_config_is_read_back(tmp_path):
     folder = RunFolder(str(tmp_path), Config())
     metadata = {"config": config_lib.to_dict(Config()), "class_names": ["ä", "b"]}
     folder.write_config(metadata)
@@ -145,11 +145,11 @@ def test_what_was_written_is_read_back(tmp_path):
 
 
 def start(path: Path, config: Config) -> None:
-    """Leaves the folder of a run of `config`, owned by nobody."""
+    """Writes the folder of a run of `config` that no process owns."""
     RunFolder(str(path), config).write_config({"config": config_lib.to_dict(config)})
 
 
-def test_a_run_goes_on_with_its_config(tmp_path):
+def test_a_run_resumes_with_its_config(tmp_path):
     config = override(Config(), ["data.mean=0.25", "ema_decay=0.99", "num_epochs=3"])
     start(tmp_path, config)
     RunFolder(str(tmp_path), config)
@@ -158,7 +158,7 @@ def test_a_run_goes_on_with_its_config(tmp_path):
 
 
 @pytest.mark.parametrize("is_chief", [True, False])
-def test_a_run_that_computes_something_else_is_refused_naming_the_fields(tmp_path, is_chief):
+def test_a_config_with_other_results_is_refused_naming_the_fields(tmp_path, is_chief):
     before = Config()
     start(tmp_path, before)
     after = override(before, ["optimizer.learning_rate=0.8", "seed=3", "steps_per_loop=7"])

@@ -12,7 +12,7 @@ from trainer.run.log import read_records
 
 _FLAGS = (
     "--set=model.name=tests.small_models.resnet8",
-    "--set=data.global_batch_size=66",  # for two and for three
+    "--set=data.global_batch_size=66",  # divisible by two and three
     "--set=num_epochs=4",
     "--set=eval_every_epochs=1",
     "--set=steps_per_loop=5",
@@ -27,7 +27,7 @@ def _command(workdir: Path, data_dir: str, strategy: str, *flags: str) -> list[s
 
 @pytest.fixture(scope="module")
 def alone(data_dir, tmp_path_factory):
-    """What one process computes."""
+    """The result of one process."""
     workdir = tmp_path_factory.mktemp("alone")
     subprocess.run(_command(workdir, data_dir, "one_device"), check=True, capture_output=True)
     return workdir
@@ -58,7 +58,7 @@ def test_workers_train_as_one_process_and_stop_together(alone, data_dir, tmp_pat
         assert [r["step"] for r in actual] == [r["step"] for r in expected]
         for key in keys:
             values, others = ([r[key] for r in records] for records in (actual, expected))
-            # Up to the first evaluation; then training itself magnifies rounding (test_steps.py).
+            # Only to the first evaluation: later, training magnifies rounding (test_train_step.py).
             tolerance = {"rtol": 1e-4} if kind == "train" else {"atol": 0.01}
             first = 20 if kind == "train" else 1
             np.testing.assert_allclose(values[:first], others[:first], **tolerance)
@@ -68,8 +68,8 @@ def test_workers_train_as_one_process_and_stop_together(alone, data_dir, tmp_pat
 
 
 @pytest.mark.slow
-def test_workers_that_would_not_compute_the_same_are_refused(data_dir, tmp_path):
-    """By another config before TensorFlow, by another folder, with another past, after it."""
+def test_workers_that_would_compute_different_things_are_refused(data_dir, tmp_path):
+    """Another config is refused before TensorFlow starts; another folder and step, after."""
     shared, own = tmp_path / "shared", tmp_path / "own"
     commands = [_command(shared, data_dir, "multi_worker", f"--set=seed={i}") for i in range(2)]
     for output in finish(start_workers(commands), 2):
@@ -86,7 +86,7 @@ def test_workers_that_would_not_compute_the_same_are_refused(data_dir, tmp_path)
 
 @pytest.mark.slow
 def test_workers_whose_data_have_other_classes_are_refused(tmp_path):
-    """As many examples, and as many classes as the data of each have."""
+    """The numbers of examples and classes are the same."""
     commands = []
     for classes in (2, 3):
         folder = tmp_path / str(classes)
@@ -102,8 +102,8 @@ def test_workers_whose_data_have_other_classes_are_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_workers_go_back_together(data_dir, tmp_path):
-    """float32 at a learning rate that no step survives: gives up after going back twice."""
+def test_workers_roll_back_together(data_dir, tmp_path):
+    """float32 at a learning rate that no step survives: gives up after two rollbacks."""
     flags = ("--set=optimizer.learning_rate=1e30", "--set=optimizer.warmup_epochs=0")
     flags += ("--set=on_divergence=rollback", "--set=max_rollbacks=2", "--set=checkpoint_every_s=0")
     command = _command(tmp_path, data_dir, "multi_worker", *flags)

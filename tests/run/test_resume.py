@@ -1,4 +1,4 @@
-"""A run that is killed, anywhere, ends as one that never was: to the bit, in state and in logs."""
+"""A run killed anywhere ends like an undisturbed one: bit-identical state, and the same logs."""
 
 import json
 import random
@@ -33,7 +33,7 @@ _FLAGS = (
     "--set=checkpoint_every_s=0",  # a checkpoint after each loop: most random kills hit a write
     "--set=steps_per_loop=3",
 )
-# float16 has the most state; its first scales overflow here, so that the scale is on the move.
+# float16 has the most state; its first scales overflow here, so the scale changes.
 _FLOAT16 = ("--set=precision=mixed_float16", "--set=initial_loss_scale=1e9")
 
 
@@ -63,7 +63,7 @@ def _wait_for_evaluation(process: subprocess.Popen) -> None:
 
 
 def _tensors(workdir: Path) -> dict[str, np.ndarray]:
-    """All that the last checkpoint holds, but how often this process saved, and the metadata."""
+    """Returns the last checkpoint's tensors, except this process's save count and the metadata."""
     path = tf.train.latest_checkpoint(str(workdir / "checkpoints"))
     assert path.endswith(f"ckpt-{_STEPS}")
     reader = tf.train.load_checkpoint(path)
@@ -74,7 +74,7 @@ def _tensors(workdir: Path) -> dict[str, np.ndarray]:
 
 
 def _curve(folder: Path, tag: str) -> list[tuple[int, float]]:
-    """What TensorBoard reads, in its order."""
+    """Returns the points that TensorBoard reads, in its order."""
     points = []
     for path in sorted(folder.glob("events*")):
         for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
@@ -105,7 +105,7 @@ def _assert_ended_the_same(workdir: Path, reference: Path) -> None:
         assert [record["step"] for record in records] == steps
         assert records == others
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    starts = read_records(workdir / "metrics.jsonl", "startup")  # one for each start
+    starts = read_records(workdir / "metrics.jsonl", "startup")  # one per start
     assert len(lines) == _STEPS + _EPOCHS + len(starts)
     for folder, tag, steps in (
         ("train", "accuracy", range(1, _STEPS + 1)),
@@ -119,7 +119,7 @@ def _assert_ended_the_same(workdir: Path, reference: Path) -> None:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, data_dir):
-    """Runs that nobody killed, one of each precision, made when asked for."""
+    """Returns a function that makes undisturbed runs, one of each precision."""
     made = {}
 
     def run(*flags: str) -> Path:
@@ -138,7 +138,7 @@ def test_killed_and_stopped_it_ends_the_same(undisturbed, data_dir, tmp_path):
     print(f"the kill's moment is random: seed {seed}")
     process = _start(tmp_path, data_dir, *_FLOAT16)
     _wait_for_evaluation(process)
-    try:  # no synchronisation: any moment will do
+    try:  # not synchronised: any moment will do
         process.wait(random.Random(seed).uniform(0, 0.5))
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGKILL)
@@ -148,7 +148,7 @@ def test_killed_and_stopped_it_ends_the_same(undisturbed, data_dir, tmp_path):
     _wait_for_evaluation(process)
     process.send_signal(signal.SIGTERM)
     output = _finish(process, 42)
-    assert "the same command goes on from there" in output
+    assert "the same command resumes from there" in output
     step = int(output.partition("saved at step ")[2].split()[0])
 
     output = _finish(_start(tmp_path, data_dir, *_FLOAT16), 0)
@@ -171,7 +171,7 @@ def test_killed_in_a_write_it_ends_the_same(undisturbed, data_dir, tmp_path, whe
 
 
 @pytest.mark.slow
-def test_killed_while_going_on_it_ends_the_same(undisturbed, data_dir, tmp_path):
+def test_killed_while_resuming_it_ends_the_same(undisturbed, data_dir, tmp_path):
     _finish(_start(tmp_path, data_dir, where="metrics", count=7), -signal.SIGKILL)
     _finish(_start(tmp_path, data_dir, where="resume", count=1), -signal.SIGKILL)
     _finish(_start(tmp_path, data_dir), 0)
@@ -196,7 +196,7 @@ def test_killed_at_many_random_moments_it_ends_the_same(undisturbed, data_dir, t
 
 @pytest.fixture(scope="module")
 def linear():
-    """A small state, its config, and what opens a folder of its checkpoints."""
+    """A small state, its config, and a function that opens a folder of its checkpoints."""
     config = config_lib.override(
         config_lib.load("configs/digits_resnet20.py"), ["model.name=tests.small_models.linear"]
     )
@@ -210,8 +210,8 @@ def linear():
     return config, state, checkpoints
 
 
-def test_a_damaged_checkpoint_is_passed_over(linear, tmp_path):
-    """The newest that can be read is what a run goes on from."""
+def test_a_damaged_checkpoint_is_skipped(linear, tmp_path):
+    """A run resumes from the newest checkpoint that can be read."""
     _, state, checkpoints = linear
     first = checkpoints(tmp_path)
     assert first.restore() is None
@@ -232,7 +232,7 @@ def test_a_damaged_checkpoint_is_passed_over(linear, tmp_path):
 
 @pytest.mark.parametrize("steps", [(10,), (9, 10), (90, 100, 110)])
 @pytest.mark.parametrize("damage", [None, b"\xff\xfe\x00", b"model_checkpoint_path: {"])
-def test_a_lost_or_damaged_pointer_is_no_new_start(linear, tmp_path, steps, damage):
+def test_a_lost_or_damaged_pointer_does_not_start_over(linear, tmp_path, steps, damage):
     _, state, checkpoints = linear
     first = checkpoints(tmp_path)
     for step in steps:
@@ -244,14 +244,14 @@ def test_a_lost_or_damaged_pointer_is_no_new_start(linear, tmp_path, steps, dama
         pointer.write_bytes(damage)
     again = checkpoints(tmp_path)
     assert again.restore() == steps[-1]
-    for step in (200, 201, 202):  # the old ones are known again, and make room
+    for step in (200, 201, 202):  # older checkpoints are known again, so they are deleted
         again.save(step)
     kept = sorted(path.stem for path in tmp_path.glob("*.index"))
     assert kept == ["ckpt-200", "ckpt-201", "ckpt-202"]
 
 
-def test_a_first_checkpoint_that_is_torn_is_a_new_start(linear, tmp_path):
-    """As a kill in the first save leaves it: nothing points to it yet."""
+def test_a_torn_first_checkpoint_starts_over(linear, tmp_path):
+    """A kill during the first save leaves one that nothing points to yet."""
     _, _, checkpoints = linear
     checkpoints(tmp_path).save(10)
     (tmp_path / "checkpoint").unlink()
@@ -261,18 +261,18 @@ def test_a_first_checkpoint_that_is_torn_is_a_new_start(linear, tmp_path):
 
 
 def test_a_checkpoint_of_another_run_is_refused(linear, tmp_path):
-    """Copied here, it would fit: its shapes are the same."""
+    """Its shapes are the same, so it would fit if it were copied here."""
     config, state, checkpoints = linear
     state.global_step.assign(10)
     checkpoints(tmp_path).save(10)
     other = config_lib.override(config, ["seed=1"])
     with pytest.raises(UserError, match=r"ckpt-10: of a run that .* \(seed is 1, was 0\)"):
         checkpoints(tmp_path, other).restore()
-    watched = config_lib.override(config, ["eval_every_epochs=3"])  # that computes the same
+    watched = config_lib.override(config, ["eval_every_epochs=3"])  # with the same results
     assert checkpoints(tmp_path, watched).restore() == 10
 
 
-def test_a_checkpoint_holds_what_a_reader_needs(undisturbed):
+def test_a_checkpoint_has_everything_a_reader_needs(undisturbed):
     workdir = undisturbed(*_FLOAT16)
     reader = tf.train.load_checkpoint(tf.train.latest_checkpoint(str(workdir / "checkpoints")))
     text = reader.get_tensor("metadata/.ATTRIBUTES/py_state").decode()

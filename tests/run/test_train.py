@@ -1,4 +1,4 @@
-"""Whole trainings: their logs read back, their end, and the commands as a user types them."""
+"""Whole trainings: their logs, their end, and the command as a user types it."""
 
 import dataclasses
 import json
@@ -36,11 +36,11 @@ def _train(config, folder, data_dir, num_replicas=1):
 
 
 def _board(folder) -> EventAccumulator:
-    """TensorBoard's own reader, keeping every point."""
+    """Opens TensorBoard's own reader, which keeps every point."""
     return EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
 
 
-def test_the_logs_say_what_happened(linear_config, data_dir, tmp_path, capsys):
+def test_the_logs_match_the_run(linear_config, data_dir, tmp_path, capsys):
     summary = _train(linear_config, tmp_path, data_dir)
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     training = [r for r in records if r["kind"] == "train"]
@@ -77,7 +77,7 @@ def test_the_logs_say_what_happened(linear_config, data_dir, tmp_path, capsys):
     assert "step 45/45 (epoch 3.0): evaluated" in lines
 
 
-def test_loop_lengths_do_not_change_what_is_computed(linear_config, data_dir, tmp_path):
+def test_loop_lengths_do_not_change_the_result(linear_config, data_dir, tmp_path):
     config = dataclasses.replace(linear_config, num_epochs=1.0)
     losses = []
     for length in (1, 4, "auto"):
@@ -88,7 +88,7 @@ def test_loop_lengths_do_not_change_what_is_computed(linear_config, data_dir, tm
     np.testing.assert_allclose(losses[0], losses[2], rtol=1e-6)
 
 
-def test_image_sizes_grow_as_configured_also_after_a_stop(digits_config, data_dir, tmp_path):
+def test_image_sizes_grow_as_configured_even_after_a_stop(digits_config, data_dir, tmp_path):
     """96 of 1,437: an epoch is 14.97 steps."""
     config = with_data(
         with_model(digits_config, "convnet"),
@@ -117,7 +117,7 @@ def test_image_sizes_grow_as_configured_also_after_a_stop(digits_config, data_di
     traces = [record["traces"] for record in records]
     assert [traces[step - 1] for step in (7, 8, 22, 23, 30)] == [1, 2, 2, 3, 3]
 
-    # A run that ends where its steps do, in the midst of the second size, and one that goes on.
+    # A run that is stopped during the second size, and resumes.
     seen.clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "StopRequest", StopAfter(4))  # 3, 3, 1 (a new size), 3 steps
@@ -131,7 +131,7 @@ def test_image_sizes_grow_as_configured_also_after_a_stop(digits_config, data_di
 
 @pytest.mark.parametrize("num_replicas", [1, 2])
 def test_training_on_mixtures(digits_config, data_dir, tmp_path, num_replicas):
-    """Accuracy counts the class that an image has most of; the loss cannot fall to 0."""
+    """Accuracy counts the class with the largest share of an image; the loss cannot fall to 0."""
     config = with_data(with_model(digits_config, "linear"), global_batch_size=96, image_size=8)
     augment = AugmentConfig(mixup=0.2, cutmix=1.0, erasing=0.1)
     config = dataclasses.replace(config, num_epochs=6.0, augment=augment)
@@ -152,7 +152,7 @@ def test_mixing_needs_pairs(digits_config, data_dir, tmp_path):
 
 
 def test_other_data_are_refused(digits_config, data_dir, tmp_path, monkeypatch):
-    """As many fields, another number of examples: the rest of the run would not be what it was."""
+    """With another number of examples, the rest of the run would change."""
     config = with_data(with_model(digits_config, "linear"), global_batch_size=96, image_size=8)
     _train(config, tmp_path / "run", data_dir)
     original = train.open_source
@@ -182,7 +182,7 @@ def test_a_divergence_is_named_and_the_checkpoint_kept(linear_config, data_dir, 
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
-def test_a_lack_of_memory_says_what_to_try(linear_config, data_dir, tmp_path):
+def test_a_lack_of_memory_suggests_what_to_try(linear_config, data_dir, tmp_path):
     """TensorFlow's own allocator refuses, in the first loop."""
     config = dataclasses.replace(with_model(linear_config, "hungry"), accumulation_steps=3)
     with pytest.raises(UserError) as caught:
@@ -215,7 +215,7 @@ def test_a_batch_that_does_not_divide_is_refused(linear_config, data_dir, tmp_pa
     [
         (10.0, 35, [10, 20, 30, 35]),
         (22.45, 60, [22, 45, 60]),
-        (0.3, 4, [1, 2, 3, 4]),  # never twice after the same step, never none
+        (0.3, 4, [1, 2, 3, 4]),  # never two after the same step, never none
         (1000.0, 7, [7]),
     ],
 )
@@ -251,7 +251,7 @@ def _metrics(num_steps: int, value: float) -> TrainMetrics:
     return TrainMetrics(*(np.full(num_steps, value, np.float32) for _ in TrainMetrics._fields))
 
 
-def test_what_was_logged_after_the_checkpoint_is_dropped(linear_config, tmp_path):
+def test_records_after_the_checkpoint_are_dropped(linear_config, tmp_path):
     folder = RunFolder(str(tmp_path), linear_config)
     length = Length(linear_config, steps_per_epoch=10.0, total_steps=100)
     with RunLog(folder, 0, length) as log:
@@ -274,8 +274,8 @@ def test_what_was_logged_after_the_checkpoint_is_dropped(linear_config, tmp_path
     np.testing.assert_allclose([e.value for e in points], [0.5, 0.7])
 
 
-def test_the_command_trains_on_two_replicas_and_says_so(data_dir, tmp_path):
-    """As a user types it; then again, which finds it done."""
+def test_the_command_trains_on_two_replicas_and_reports_it(data_dir, tmp_path):
+    """Runs it as a user would; the second time, the run is already done."""
     command = [
         *(sys.executable, "-m", "trainer.main", "--strategy=mirrored", "--virtual_devices=2"),
         *("--set", "num_epochs=2", f"--workdir={tmp_path}", f"--data_dir={data_dir}"),

@@ -1,4 +1,4 @@
-"""Small models, a module each: for tests to which a large one would add nothing but time."""
+"""Small models, one per module, for tests to which a large one would only add time."""
 
 CONVNET = "tests.small_models.convnet"
 KERAS_NORM = "tests.small_models.keras_norm"

@@ -1,4 +1,4 @@
-"""Convolutions without batch norm, so that parts of a batch compute what the whole does."""
+"""Convolutions without batch norm, so that parts of a batch compute the same as the whole."""
 
 import tf_keras
 from tf_keras import layers

@@ -1,4 +1,4 @@
-"""Softmax regression that answers an all-white image with NaN, as if a file were broken."""
+"""Softmax regression that returns NaN for an all-white image, as for a broken file."""
 
 import tensorflow as tf
 import tf_keras

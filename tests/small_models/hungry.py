@@ -1,4 +1,4 @@
-"""Softmax regression with an activation of 2^40 numbers an image: no machine has the memory."""
+"""Softmax regression with 2^40 activations per image, more than any machine's memory."""
 
 import tensorflow as tf
 import tf_keras

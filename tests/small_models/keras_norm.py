@@ -1,4 +1,4 @@
-"""With Keras' own batch norm, as a user's model may have."""
+"""A model with Keras' own batch norm, as a user might write it."""
 
 import tf_keras
 from tf_keras import layers

@@ -1,6 +1,6 @@
 """A `convnet` with a gradient 10^6 times as large for an all-white image.
 
-float16 overflows there, in the backward pass alone; the loss stays as it was.
+There, float16 overflows in the backward pass only; the loss stays the same.
 """
 
 import tensorflow as tf

@@ -1,4 +1,4 @@
-"""The smallest ResNet for small images: one block a stage."""
+"""The smallest ResNet for small images: one block per stage."""
 
 from trainer.config import ModelConfig
 from trainer.models import resnet

@@ -1,4 +1,4 @@
-"""VGG with one narrow convolution a stage."""
+"""VGG with one narrow convolution per stage."""
 
 from trainer.config import ModelConfig
 from trainer.models import vgg

@@ -1,4 +1,4 @@
-"""A wide residual network with one block a stage, of width 1."""
+"""A wide residual network with one block per stage, of width 1."""
 
 from trainer.config import ModelConfig
 from trainer.models import wide_resnet

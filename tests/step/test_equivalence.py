@@ -1,7 +1,7 @@
 """One computation, many ways: strategies, precisions, XLA, accumulation, averages.
 
-The model has no batch norm, so that a part of a batch computes what it computes in the whole;
-batch norm's own tests are in test_steps.py.
+The model has no batch norm, so a part of a batch computes the same as within the whole. Batch norm
+is tested in test_train_step.py.
 """
 
 import itertools
@@ -22,7 +22,7 @@ _FACTORS = (
     ("accumulation_steps=1", "accumulation_steps=2"),
     ("ema_decay=none", "ema_decay=0.9"),
 )
-# A pairwise cover: any two values of two factors stand together in a row.
+# A pairwise cover: any two values of two factors occur together in a row.
 _ROWS = (
     ("one_device", "float32", "xla=on", "accumulation_steps=1", "ema_decay=none"),
     ("one_device", "mixed_bfloat16", "xla=off", "accumulation_steps=1", "ema_decay=0.9"),
@@ -39,9 +39,10 @@ _ROWS = (
 )
 _IN_MAKE_TEST = _ROWS[1], _ROWS[3], _ROWS[8]
 _STEPS = 10
-# Of the distance that ten steps moved a tensor; a lost part would be off by 0.25 or more. float32:
-# sums in another order. Half precision, seen up to 0.044: gradients are rounded once a replica and
-# micro-batch, TensorFlow's kernels hold some sums in it too, and XLA rounds elsewhere than oneDNN.
+# Relative to the distance that ten steps move a tensor; a lost part would be off by 0.25 or more.
+# float32: sums in another order. Half precision, seen up to 0.044: gradients are rounded once per
+# replica and micro-batch, TensorFlow's kernels keep some sums in it too, and XLA rounds in other
+# places than oneDNN.
 _TOLERANCE = {"float32": 1e-4, "mixed_bfloat16": 0.06, "mixed_float16": 0.06}
 
 
@@ -52,7 +53,7 @@ def _case(row) -> Case:
         "data.image_size=8",
         "optimizer.warmup_epochs=0",
     ]
-    # Synchronised batch norm, which the model has no use for, excludes XLA on CPU replicas.
+    # The model has no batch norm; synchronised batch norm would exclude XLA on CPU replicas.
     common += ["model.sync_batch_norm=false", "initial_loss_scale=1024", f"precision={precision}"]
     return Case((*common, *settings), (_STEPS,))
 
@@ -64,7 +65,7 @@ def _reference(row):
 
 @pytest.fixture(scope="module")
 def reference(digits):
-    """What one device computes, without XLA and in one micro-batch."""
+    """Returns the values of one device, without XLA and in one micro-batch."""
     made = {}
 
     def values(row):
@@ -82,7 +83,7 @@ def _assert_equivalent(values, expected, tolerance: float) -> None:
     assert values["metrics applied"].all()
     start = {n.removeprefix("before "): v for n, v in expected.items() if n.startswith("before")}
     moving = [n for n, v in start.items() if v.ndim and v.dtype == np.float32]
-    assert len(moving) >= 12  # weights and momenta, at the least
+    assert len(moving) >= 12  # at least weights and momenta
     for name in moving:
         moved, wanted = (of[f"after 0 {name}"] - start[name] for of in (values, expected))
         assert np.linalg.norm(wanted) > 0, name
@@ -114,7 +115,7 @@ def test_it_is_one_computation(digits, reference, row):
 
 
 def _play_on_workers(cases: dict[str, Case], number: int, folder, data_dir) -> list[dict]:
-    """What each rank saw of each case, by name."""
+    """Returns each rank's values of each case, by name."""
     command = [sys.executable, "-m", "tests.step_runs", json.dumps(cases), str(folder), data_dir]
     finish(start_workers([command] * number), 0)
     return [
@@ -145,11 +146,11 @@ def _assert_skipped(values) -> None:
     assert not np.isfinite(values["metrics gradient_norm"][2])
     names = [n.removeprefix("after 0 ") for n in values if n.startswith("after 0 ")]
     same = {n for n in names if np.array_equal(values[f"after 0 {n}"], values[f"after 1 {n}"])}
-    # Weights, momenta, averages; all but the counters and the scale.
+    # Weights, momenta and averages: everything but the counters and the scale.
     assert all(values[f"after 0 {n}"].ndim == 0 for n in set(names) - same)
     assert sum("momentum" in n for n in same) == 6
     moved = [n for n in same if not np.array_equal(values[f"after 0 {n}"], values[f"after 2 {n}"])]
-    assert len(moved) >= 18  # the step after it is applied: weights, momenta, averages
+    assert len(moved) >= 18  # the next step is applied: weights, momenta, averages
 
 
 def test_an_overflow_on_one_replica_skips_the_step_on_all(digits):

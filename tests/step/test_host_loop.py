@@ -1,8 +1,8 @@
-"""What the compiled loops ask of the host between two steps: nothing, on a TPU as well.
+"""The compiled loops need no host work between two steps, on a TPU as well.
 
-The graphs are traced under TensorFlow's own TPUStrategy, over CPU devices in place of cores: it can
-trace a loop so, with all that it does to one, and hold variables, but cannot run a step. That a
-step has a form that XLA compiles is asked of TensorFlow's lowering for CPUs.
+The graphs are traced under TensorFlow's own TPUStrategy, with CPU devices in place of cores. This
+way it can trace a complete loop and hold variables, but cannot run a step. Whether XLA can compile
+a step is checked with TensorFlow's lowering for CPUs.
 """
 
 import dataclasses
@@ -40,15 +40,15 @@ from trainer.step.state import TrainState
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
 
-# --- finding what a host would have to do -----------------------------------------------------
+# --- finding host work ------------------------------------------------------------------------
 
-# What calls Python, hands over to the host of an accelerator, writes or prints. What has effects is
-# found below, too, by what it is not: a name that is missing here is not missed.
+# Operations that call Python, transfer to an accelerator's host, write or print. Operations with
+# effects are also found by EFFECTS, so a name that is missing here is still found.
 HOST = re.compile(
     r"PyFunc|Numpy|^_?(Xla)?(Host)?(Send|Recv)|HostCompute|Infeed|Outfeed|Print|Assert|Summary"
     r"|^(Write|Save)|Timestamp|CheckNumerics|DebugIdentity"
 )
-# Operations with effects, as TensorFlow's registry has it, that a step is made of.
+# The operations of a step that have effects according to TensorFlow's registry.
 EFFECTS = {
     *("ReadVariableOp", "AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp"),
     *("ResourceApplyMomentum", "IteratorGetNext", "CrossReplicaSum"),
@@ -57,15 +57,15 @@ EFFECTS = {
 
 
 def nodes(graph: GraphDef) -> Iterable:
-    """Those of all functions, too."""
+    """Returns a graph's nodes, including those of all functions."""
     return [*graph.node, *(node for f in graph.library.function for node in f.node_def)]
 
 
 def host_work(graph: GraphDef, effects: set[str] | None = None) -> Counter:
-    """The kinds of operations that need the host, and how many there are.
+    """Counts the operations that need the host, by kind.
 
     Args:
-        effects: the only operations with effects that may be there; None for any.
+        effects: the only operations with effects that are allowed; None for any.
     """
     found = Counter()
     for node in nodes(graph):
@@ -81,14 +81,14 @@ def host_work(graph: GraphDef, effects: set[str] | None = None) -> Counter:
 
 
 class Core(str):
-    """A CPU device that TPUStrategy takes for a core: it looks for these words in the names."""
+    """A CPU device that TPUStrategy takes for a core, by the words it looks for in the name."""
 
     def __contains__(self, words):
         return words == "device:TPU:" or super().__contains__(words)
 
 
 class Resolver(tf.distribute.cluster_resolver.TPUClusterResolver):
-    """Of two cores, which are two of the CPU devices of tests/conftest.py."""
+    """Resolves two cores, which are two of the CPU devices of tests/conftest.py."""
 
     def get_tpu_system_metadata(self):
         names = (Core(f"/job:localhost/replica:0/task:0/device:CPU:{n}") for n in range(2))
@@ -102,7 +102,7 @@ def tpu_strategy() -> tf.distribute.Strategy:
 
 
 def trace(config: Config, source) -> dict[str, GraphDef]:
-    """The train loop and the eval loop, each with all functions that it calls."""
+    """Returns the train loop and the eval loop, each with all functions that it calls."""
     strategy = tpu_strategy()
     run = Run(config, source, strategy)
     loops = {"train": (run.loop, run.iterator)}
@@ -110,7 +110,7 @@ def trace(config: Config, source) -> dict[str, GraphDef]:
     for name, model in (("eval", run.state.model), ("eval of the average", run.state.ema_model)):
         if model is not None:
             loops[name] = make_eval_loop(config, strategy, model), iter(batches)
-    # A new iterator is another argument, but no other trace: its elements have one shape.
+    # A new iterator is a new argument, but not a new trace: its elements have one shape.
     assert all(
         spec.shape.is_fully_defined() for spec in tf.nest.flatten(train_specs(config, source))
     )
@@ -121,12 +121,12 @@ def trace(config: Config, source) -> dict[str, GraphDef]:
 
 
 def train_specs(config: Config, source):
-    """A TPU compiles for shapes."""
+    """Returns static shapes, which a TPU compiles for."""
     return train_dataset(config, source, 0, tf.distribute.InputContext()).element_spec
 
 
 def synthetic(config: Config) -> Config:
-    """On synthetic images of the same shape, small, and without what needs encoded ones."""
+    """Returns the config with small synthetic images, without settings that need encoded ones."""
     data = {"name": "synthetic", "crop": "none", "pad": 0, "image_size": 32}
     return with_data(config, **data, global_batch_size=16, eval_batch_size=16)
 
@@ -135,10 +135,10 @@ def assert_no_host_work(config: Config) -> None:
     source = open_source(config, "train", "")
     for name, graph in trace(config, source).items():
         kinds = Counter(node.op for node in nodes(graph))
-        assert kinds["TPUReplicateMetadata"] == 1, name  # the step is there, once
+        assert kinds["TPUReplicateMetadata"] == 1, name  # exactly one step
         assert kinds["While"] == 1 and kinds["IteratorGetNext"] == 2, name
         assert host_work(graph, EFFECTS) == {}, name
-        # One tensor a step and replica leaves the cores, and variables are written on them alone.
+        # One tensor per step and replica leaves the cores; variables are written only on them.
         assert kinds["TPUReplicatedOutput"] == 1, name
         assert not [node for node in graph.node if node.op.startswith("Assign")], name
 
@@ -181,7 +181,7 @@ def test_options_leave_the_host_alone(digits_config, options):
     assert_no_host_work(with_options(digits_config, options))
 
 
-# Float16 is no TPU's, and its loss scale is a part of the step: under MirroredStrategy, then.
+# TPUs have no float16, whose loss scale is part of the step, so this is under MirroredStrategy.
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_float16_leaves_the_host_alone(digits_config, replicas):
     options = ("model.name=tests.small_models.convnet", "precision=mixed_float16", "xla=off")
@@ -192,8 +192,8 @@ def test_float16_leaves_the_host_alone(digits_config, replicas):
     assert host_work(graph, effects) == {}
 
 
-def test_a_checkpoint_of_a_tpu_is_that_of_any_other_strategy(digits_config, tmp_path):
-    """Written and read as on a TPU: one copy is saved, all are restored."""
+def test_a_tpu_checkpoint_is_the_same_as_any_other_strategy_s(digits_config, tmp_path):
+    """Written and read as on a TPU: one copy is saved, and all copies are restored."""
     config = with_options(digits_config, ("model.name=tests.small_models.resnet8", "ema_decay=0.9"))
     source = open_source(config, "train", "")
 
@@ -205,7 +205,7 @@ def test_a_checkpoint_of_a_tpu_is_that_of_any_other_strategy(digits_config, tmp_
         return state, Checkpoints(tmp_path, state, metadata, 3, True, device)
 
     state, saved = checkpoints(tpu_strategy(), 0)
-    state.global_step.assign(7)  # as train.py and divergence.py do it, outside of functions
+    state.global_step.assign(7)  # outside of functions, as in train.py and divergence.py
     state.left_out.assign(tf.ones_like(state.left_out))
     saved.save(7)
     for strategy in (tpu_strategy(), strategy_of(2)):
@@ -232,8 +232,8 @@ PLANTED = {
 
 
 @pytest.mark.parametrize("kind", PLANTED)
-def test_what_is_planted_is_found(digits_config, kind, monkeypatch, tmp_path):
-    """The control of the tests above."""
+def test_planted_host_work_is_found(digits_config, kind, monkeypatch, tmp_path):
+    """Controls the tests above."""
 
     class Planted(layers.Layer):
         def call(self, x):
@@ -256,18 +256,18 @@ def test_what_is_planted_is_found(digits_config, kind, monkeypatch, tmp_path):
     assert host_work(graphs["train"])[kind] >= 1 or kind == "RandomUniform"  # by its name, too
 
 
-# --- what XLA compiles ------------------------------------------------------------------------
+# --- compilation by XLA -----------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("xla")
 @each_option
 def test_a_step_with_options_has_a_form_that_xla_compiles(digits_config, options):
-    """Without shapes that depend on values: preflight's own check."""
+    """No shapes depend on values: preflight's own check."""
     assert train_step_program(with_options(digits_config, options), num_replicas=2)
 
 
 class Compiling:
-    """In place of a strategy of one replica: compiles what it runs, as TPUStrategy does."""
+    """Stands in for a strategy of one replica: compiles what it runs, as TPUStrategy does."""
 
     num_replicas_in_sync = 1
 
@@ -289,11 +289,11 @@ class Compiling:
         pytest.param(TINY_VGG, "float32", marks=pytest.mark.slow),
     ],
 )
-def test_evaluation_is_the_same_where_xla_compiles_it(digits_config, net, precision):
+def test_evaluation_is_the_same_when_xla_compiles_it(digits_config, net, precision):
     options = (f"model.name={net}", f"precision={precision}", "data.eval_batch_size=24")
     config = with_options(digits_config, options)
     source = open_source(config, "test", "")
-    source._num_examples = 100  # of which the last batch has a part
+    source._num_examples = 100  # so that the last batch is partial
     model = build_model(config, source.channels)
     batches = eval_dataset(config, source, tf.distribute.InputContext())
     num_steps = tf.constant(eval_steps(config, source, 1))
@@ -312,7 +312,7 @@ def test_evaluation_is_the_same_where_xla_compiles_it(digits_config, net, precis
 
 
 def input_graph(config: Config, source) -> GraphDef:
-    """What a slice's host is sent."""
+    """Returns the graph that a slice's host receives."""
     dataset = train_dataset(config, source, 0, tf.distribute.InputContext())
     graph = tf.raw_ops.DatasetToGraphV2(
         input_dataset=dataset._variant_tensor, external_state_policy=1
@@ -362,7 +362,7 @@ def test_an_input_in_the_graph_calls_no_python(digits_config, data_dir, folder, 
 
 
 def test_an_input_that_calls_python_is_found(digits_config, data_dir, folder, monkeypatch):
-    """The control: array_record is read from Python, and bad examples are told from it."""
+    """Controls it: array_record is read from Python, and bad examples are reported from it."""
     monkeypatch.setattr(tfds_source, "_IN_MEMORY_BYTES", 0)
     config = with_data(digits_config, crop="none", pad=0)
     source = open_source(config, "train", data_dir)

@@ -1,4 +1,4 @@
-"""Losses, optimizers and schedules against closed forms in float64."""
+"""Losses, optimizers and schedules, compared with closed forms in float64."""
 
 import dataclasses
 import math
@@ -28,7 +28,7 @@ def test_cross_entropy_is_its_definition(smoothing):
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_cross_entropy_of_a_mixture_is_the_mixture_of_cross_entropies(smoothing):
-    """It is linear in the target."""
+    """Cross-entropy is linear in the target."""
     random = np.random.default_rng(0)
     logits = tf.constant(random.normal(size=(6, 5)), tf.float32)
     labels, others = random.integers(0, 5, (2, 6))
@@ -95,13 +95,13 @@ def test_updates_are_the_papers(name, changes):
         np.testing.assert_allclose(variable, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_every_optimizer_of_the_config_is_there():
+def test_every_optimizer_of_the_config_exists():
     annotation = OptimizerConfig.__dataclass_fields__["name"].type
     assert set(annotation.__args__) == set(OPTIMIZERS)
 
 
 def _rates(**changes) -> np.ndarray:
-    """The learning rate of 100 steps of 10 epochs."""
+    """Returns the learning rates of 100 steps in 10 epochs."""
     config = Config(num_epochs=10.0, optimizer=OptimizerConfig(learning_rate=0.5, **changes))
     schedule = make_schedule(config, steps_per_epoch=10.0, total_steps=100)
     return np.array([float(schedule(tf.constant(step, tf.int64))) for step in range(100)])
@@ -126,7 +126,7 @@ def test_warmup_is_linear_and_ends_at_the_peak():
 
 
 def test_a_schedule_is_in_epochs():
-    """Twice the batch, half the steps: the same rate at the same epoch."""
+    """With twice the batch and half the steps, the rate at an epoch is the same."""
     config = Config(num_epochs=10.0, optimizer=OptimizerConfig(warmup_epochs=2.0))
     few, many = make_schedule(config, 10.0, 100), make_schedule(config, 20.0, 200)
     for epoch in (2.0, 5.0, 9.0):

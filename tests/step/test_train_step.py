@@ -18,7 +18,7 @@ from trainer.step.eval_step import make_eval_loop
 from trainer.step.state import TrainState
 
 # Float rounding: sums in another order, and 20 steps that amplify it. A wrong divisor, by contrast,
-# is off by a factor (see test_a_local_divisor_is_found_out).
+# is off by a factor (see test_a_local_divisor_is_detected).
 _TOLERANCE = 1e-4
 
 
@@ -28,7 +28,7 @@ def _synchronized(config: Config, value: bool) -> Config:
 
 
 def _furthest(run: Run, reference: Run) -> float:
-    """The largest relative distance of a weight or a batch norm statistic, tensor by tensor."""
+    """Returns the largest relative distance of any tensor of weights or batch norm statistics."""
     pairs = zip(run.state.model.variables, reference.state.model.variables, strict=True)
     return max(relative(a.numpy(), b.numpy()) for a, b in pairs)
 
@@ -45,9 +45,11 @@ def one_replica(config, digits):
 
 
 class _Noisy:
-    """Digits under noise. The black around a digit is one value in many pixels, which cross ReLU's
-    kink all together: there, two runs on one replica whose weights differ by 1e-7 differ by 1e-2
-    some steps later, so that no two ways of computing a step could be compared over 20 of them.
+    """Digits with noise, to compare different ways of computing a step over 20 steps.
+
+    Without noise, the black around a digit is one value in many pixels, which cross ReLU's kink
+    together. Then even two runs on one replica whose weights differ by 1e-7 differ by 1e-2 some
+    steps later.
     """
 
     def __init__(self, source):
@@ -67,7 +69,7 @@ class _Noisy:
 
 @pytest.fixture(scope="module")
 def noisy_on_one_replica(digits_config, digits):
-    # Nothing black (see _Noisy), and a rate at which training itself does not magnify rounding.
+    # No black (see _Noisy), and a learning rate at which training does not magnify rounding.
     config = with_data(digits_config, crop="none", pad=0, image_size=8)
     config = with_optimizer(config, learning_rate=0.02)
     run = Run(dataclasses.replace(config, ema_decay=0.9), _Noisy(digits), strategy_of(1))
@@ -85,7 +87,7 @@ def test_replicas_end_in_the_same_weights(noisy_on_one_replica, num_replicas):
     assert _furthest(run, reference) < _TOLERANCE
     average = zip(run.state.ema_model.variables, reference.state.ema_model.variables, strict=True)
     assert max(relative(a.numpy(), b.numpy()) for a, b in average) < _TOLERANCE
-    for variable in run.state.variables:  # every replica has every value, to the bit
+    for variable in run.state.variables:  # bit-identical on every replica
         first, *others = run.strategy.experimental_local_results(variable)
         for other in others:
             np.testing.assert_array_equal(first, other)
@@ -93,13 +95,13 @@ def test_replicas_end_in_the_same_weights(noisy_on_one_replica, num_replicas):
 
 @pytest.mark.parametrize("num_replicas", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_replicas_see_the_same_losses_on_the_default(digits_config, digits, num_replicas):
-    """The default recipe itself, for the steps before rounding grows (see _Noisy)."""
+    """The default recipe itself, during the steps before rounding grows (see _Noisy)."""
     losses = [Run(digits_config, digits, strategy_of(n)).train(8).loss for n in (1, num_replicas)]
     np.testing.assert_allclose(losses[1], losses[0], rtol=_TOLERANCE)
 
 
-def test_a_local_divisor_is_found_out(config, digits, one_replica, monkeypatch):
-    """The mistake of tf#55321: a replica divides its loss by its own number of examples."""
+def test_a_local_divisor_is_detected(config, digits, one_replica, monkeypatch):
+    """Plants the mistake of tf#55321: a replica divides its loss by its own number of examples."""
     reference, expected = one_replica
     original = steps.softmax_cross_entropy
 
@@ -124,7 +126,7 @@ def test_all_lengths_share_one_trace_and_one_sequence(config, digits, one_replic
 
 
 def test_the_metrics_are_those_of_the_batch(config, digits):
-    """Against a step written out eagerly: loss, accuracy, gradient norm, learning rate, update."""
+    """Compares with an eager step: loss, accuracy, gradient norm, learning rate, update."""
     config = with_optimizer(config, clip_norm=0.5, warmup_epochs=0.0)
     run = Run(config, digits, strategy_of(1))
     twin = Run(config, digits, strategy_of(1))
@@ -153,7 +155,7 @@ def test_the_metrics_are_those_of_the_batch(config, digits):
 
 @pytest.mark.parametrize("num_replicas", [1, 2])
 def test_accumulation_is_the_big_batch(config, digits, num_replicas):
-    """With a model without batch norm, whose statistics are of a micro-batch by definition."""
+    """Without batch norm, whose statistics are by definition those of a micro-batch."""
     linear = with_model(config, "linear")
     whole, parts = (
         Run(dataclasses.replace(linear, accumulation_steps=n), digits, strategy_of(num_replicas))
@@ -174,7 +176,7 @@ def test_without_sync_batch_norm_replicas_keep_equal_statistics(config, digits):
         np.testing.assert_array_equal(first, second)
     synchronized = Run(_synchronized(config, True), digits, strategy_of(2))
     synchronized.train(3)
-    assert _furthest(run, synchronized) > _TOLERANCE  # it is another computation
+    assert _furthest(run, synchronized) > _TOLERANCE  # a different computation
 
 
 @pytest.mark.parametrize("num_replicas", [1, 2])
@@ -273,7 +275,7 @@ def test_xla_is_chosen_and_refused_with_a_reason(config):
 @pytest.mark.parametrize("num_replicas", [1, 2, 4])
 @pytest.mark.parametrize("eval_batch_size", [1437, 256, 1000, 7000])
 def test_evaluation_counts_every_example_once(config, digits, num_replicas, eval_batch_size):
-    """1,437 divides by few of them, and 7,000 leaves whole replicas without an example."""
+    """Few of the sizes divide 1,437, and 7,000 leaves whole replicas without examples."""
     config = with_data(with_model(config, "linear"), eval_batch_size=eval_batch_size)
     strategy = strategy_of(num_replicas)
     with strategy.scope():

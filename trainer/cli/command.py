@@ -51,17 +51,17 @@ def run(
         except UserError as error:
             _exit_with_error(str(error))
         except PreemptedError as error:
-            print(f"stopped: {error}; the same command goes on from there")
+            print(f"stopped: {error}; the same command resumes from there")
             return EXIT_PREEMPTED
         except DivergedError as error:
             print(f"diverged: {error}", file=sys.stderr)
             return EXIT_DIVERGED
-        except KeyboardInterrupt:  # training takes Ctrl-C over when it begins (see train.py)
+        except KeyboardInterrupt:  # once training begins, it handles Ctrl-C itself (see train.py)
             print("stopped", file=sys.stderr)
             return EXIT_INTERRUPTED
 
     _import_from_here()
-    for stream in (sys.stdout, sys.stderr):  # a file's name may be no text
+    for stream in (sys.stdout, sys.stderr):  # a file's name may not be valid text
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     description = sys.modules[verb.__module__].__doc__ or ""
@@ -147,5 +147,5 @@ def print_and_exit(text: str) -> NoReturn:
 
 
 def _exit_with_error(message: str, code: int = EXIT_USER_ERROR) -> NoReturn:
-    print("error:", " ".join(message.split()), file=sys.stderr)  # one line, whatever is quoted
+    print("error:", " ".join(message.split()), file=sys.stderr)  # one line, whatever it quotes
     sys.exit(code)

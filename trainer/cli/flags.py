@@ -1,7 +1,7 @@
 """The flags of every verb with a config. No TensorFlow.
 
-Each verb has a `FlagValues` of its own: it refuses flags that are not its own, and any two can be
-imported into one process.
+Each verb has a separate `FlagValues`, so it refuses the flags of other verbs, and any two verbs can
+be imported into one process.
 """
 
 from collections.abc import Sequence

@@ -68,7 +68,7 @@ class _Held:
         self._stderr = os.dup(2)
         text = os.memfd_create("held")
         self._socket, theirs = socket.socketpair()
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # as small as it gets
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # the smallest possible
         self._watcher = os.fork()
         if not self._watcher:
             try:
@@ -109,7 +109,7 @@ class _Held:
 
 
 def _hold() -> _Held | None:
-    """None if that is impossible here: the start is not quiet then, but nothing gets lost."""
+    """Returns None if that is impossible here: then the start is not quiet, but nothing is lost."""
     if sys.stderr is None:  # the process was started with file descriptor 2 closed
         return None
     try:

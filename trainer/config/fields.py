@@ -81,7 +81,7 @@ class ModelConfig(Section):
     sync_batch_norm: bool = setting(
         True,
         "Batch norm's statistics are those of the global batch, not of each replica's part. Costs "
-        "two all-reduces a layer and step.",
+        "two all-reduces per layer and step.",
     )
     batch_norm_momentum: float = setting(
         0.9,
@@ -89,7 +89,7 @@ class ModelConfig(Section):
         within(0, 1, "[)"),
     )
     batch_norm_epsilon: float = setting(
-        1e-5, "Added to the variance before its root is taken.", above(0)
+        1e-5, "Added to the variance before its square root.", above(0)
     )
 
 
@@ -115,15 +115,15 @@ class DataConfig(Section):
     eval_split: str = setting("test", "The split to evaluate on.")
     eval_fraction: float | None = setting(
         None,
-        "For folder: there are no folders of splits, and this share of the images is held out for "
-        "evaluation, by a hash of their paths.",
+        "For folder, if splits have no folders: the share of images to hold out for evaluation, "
+        "chosen by a hash of their paths.",
         within(0, 1, "()"),
     )
     channels: int = setting(
         3,
-        "For folder and tfrecord, the channels that images are decoded to; for synthetic, those "
-        "that they have. For arrays and your own module, which know theirs, what preflight and "
-        "inspect assume, since they read no data.",
+        "For folder and tfrecord: the channels to decode images to. For synthetic: the images' "
+        "channels. For arrays and your own module, which know theirs: the channels that preflight "
+        "and inspect assume, since they read no data.",
         among((1, 3), "1 or 3"),
     )
     image_field: str = setting("image/encoded", "For tfrecord: the field of the encoded image.")
@@ -137,8 +137,8 @@ class DataConfig(Section):
     shuffle_block_size: int = setting(1024, "Images in a block.", at_least(1))
     repeats: int = setting(
         1,
-        "How often an epoch has each image, close together and differently augmented (Hoffer et "
-        "al. 2020).",
+        "How often each image occurs in an epoch, close together and augmented differently (Hoffer "
+        "et al. 2020).",
         at_least(1),
     )
     image_size: int = setting(
@@ -157,7 +157,7 @@ class DataConfig(Section):
     )
     std: tuple[float, ...] = setting(
         (0.5,),
-        "What pixels / 255 are divided by after that; as many values as mean.",
+        "Divides pixels / 255 after mean is subtracted; as many values as mean.",
         each(above(0), at_least_one=True),
     )
     crop: Literal["none", "pad", "random_resized"] = setting(
@@ -176,8 +176,8 @@ class DataConfig(Section):
     )
     antialias: bool = setting(
         False,
-        "Filter random crops of JPEGs that shrink, as evaluation and Pillow do; takes about 1 ms "
-        "an image and core.",
+        "Antialias random crops of JPEGs that are scaled down, as evaluation and Pillow do; takes "
+        "about 1 ms per image and core.",
     )
     global_batch_size: int = setting(
         128, "Images in a step, over all replicas and micro-batches.", at_least(1)
@@ -190,7 +190,7 @@ class DataConfig(Section):
     )
     on_bad_example: Literal["fail", "skip"] = setting(
         "fail",
-        "What follows an image that cannot be read, or a label outside the classes. fail: the run "
+        "Action on an image that cannot be read, or a label outside the classes. fail: the run "
         "ends and names it; skip: another image takes its place, the same one in every epoch.",
         changes_results=False,
     )
@@ -208,7 +208,7 @@ class AugmentConfig(Section):
         "2021).",
     )
     num_layers: int = setting(
-        2, "Operations an image, for randaugment.", within(1, 14, text="in 1 to 14")
+        2, "Operations per image, for randaugment.", within(1, 14, text="in 1 to 14")
     )
     magnitude: float = setting(9.0, "Strength of the operations, for randaugment.", within(0, 30))
     color_jitter: float = setting(
@@ -243,7 +243,7 @@ class OptimizerConfig(Section):
     name: Literal["sgd", "adamw"] = setting(
         "sgd", "Momentum SGD, or Adam with decoupled weight decay (Loshchilov & Hutter 2019)."
     )
-    learning_rate: float = setting(0.1, "The highest, after the warm-up.", above(0))
+    learning_rate: float = setting(0.1, "The peak learning rate, after the warm-up.", above(0))
     momentum: float = setting(
         0.9, "The momentum of sgd; for adamw, β1 (Kingma & Ba 2015).", within(0, 1, "[)")
     )
@@ -309,7 +309,7 @@ class Config(Section):
     )
     accumulation_steps: int = setting(
         1,
-        "Micro-batches a step: the same update in less memory, except that batch norm sees a "
+        "Micro-batches per step: the same update in less memory, except that batch norm sees one "
         "micro-batch at a time.",
         at_least(1),
     )
@@ -325,7 +325,7 @@ class Config(Section):
         within(0, 1, "()"),
     )
     initial_loss_scale: float = setting(
-        2.0**15, "For mixed_float16: what the loss is multiplied by at first.", at_least(1)
+        2.0**15, "For mixed_float16: the loss scale at the start.", at_least(1)
     )
     steps_per_loop: int | Literal["auto"] = setting(
         "auto",
@@ -338,14 +338,14 @@ class Config(Section):
     )
     on_divergence: Literal["stop", "rollback"] = setting(
         "stop",
-        "What follows a loss or gradient that is not finite. stop: the run ends with exit code 43; "
+        "Action on a loss or gradient that is not finite. stop: the run ends with exit code 43; "
         "rollback: it goes back to the last checkpoint, leaves that step's batch out, and lowers "
         "the learning rate from there on. A stopped run can resume with rollback.",
         changes_results=False,
     )
     rollback_factor: float = setting(
         0.5,
-        "What a rollback multiplies the learning rate by.",
+        "The factor by which a rollback multiplies the learning rate.",
         within(0, 1, "(]"),
         changes_results=False,
     )
@@ -383,8 +383,8 @@ class Config(Section):
             )
         if len(data.mean) != len(data.std):
             raise UserError(
-                f"data.mean {data.mean} and data.std {data.std} must have one value a channel, or "
-                f"one for all"
+                f"data.mean {data.mean} and data.std {data.std} must have one value per channel, "
+                f"or one for all"
             )
         if (data.crop == "pad") != (data.pad > 0):
             raise UserError(
@@ -406,8 +406,8 @@ class Config(Section):
         if len(data.train_sizes) != len(data.train_size_epochs):
             raise UserError(
                 f"data.train_sizes {data.train_sizes} and data.train_size_epochs "
-                f"{data.train_size_epochs} must have one value each for every size before "
-                f"data.image_size"
+                f"{data.train_size_epochs} must have the same length: one epoch for each size "
+                f"before data.image_size"
             )
         if data.train_size_epochs and data.train_size_epochs[-1] >= self.num_epochs:
             raise UserError(

@@ -99,7 +99,7 @@ def _replace(config: Config, path: str, text: str) -> Config:
 
 
 def _with(config: Config, path: str, value: Any) -> Config:
-    """`config` with one field changed."""
+    """Returns `config` with one field changed."""
     *parents, name = path.split(".")
     if not parents:
         return dataclasses.replace(config, **{name: value})
@@ -117,7 +117,7 @@ def _leaves(section: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.F
 
 
 def _paths_that_change_results(config: Config) -> set[str]:
-    """The paths of the fields that change what is computed."""
+    """Returns the paths of the fields that change the result."""
     return {p for p, field in _leaves(config) if field.metadata.get("changes_results", True)}
 
 

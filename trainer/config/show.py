@@ -60,7 +60,7 @@ def markdown() -> str:
         "",
         "`--set FIELD=VALUE` sets a field, `--help_config` prints this page with the defaults of "
         "`--config`, and `--print_config` prints the config that a command would use. A field with "
-        f"a * does not change what is computed: it {_FREE}.",
+        f"a * does not change the result: it {_FREE}.",
     ]
     for group in _groups(Config()):
         lines += ["", f"## {group.name}" if group.name else "## Run", "", group.title, ""]
@@ -99,7 +99,7 @@ def _values(annotation: Any, rule: Any) -> str:
     """The values that a field takes, in words: by its type and its rule."""
     is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
     first, *others = typing.get_args(annotation) if is_union else (annotation,)
-    if first is str and rule is not None:  # the rule for text says it all
+    if first is str and rule is not None:  # the rule describes the text completely
         return rule.text
     words = [_type(first) if rule is None else f"{_type(first)}, {rule.text}"]
     return ", or ".join([*words, *map(_type, others)])

@@ -12,8 +12,8 @@ _SHOWN = 100  # bad examples that get a line on the terminal
 class BadExamples:
     """Reports each bad example once, on the terminal and in the run's folder.
 
-    The file has a line for each: where it is, a tab, and what is wrong with it. Each worker
-    reports what it has read; those other than the first write to `bad_examples-<worker>.txt`.
+    The file has a line for each: its place, a tab, and what is wrong with it. Each worker reports
+    the examples that it reads; all but the first write to `bad_examples-<worker>.txt`.
     """
 
     def __init__(self, folder: Path, say: Callable[[str], None]):
@@ -27,7 +27,7 @@ class BadExamples:
     ) -> Callable[[str, Callable[[], str]], None]:
         """Returns the function that a worker's input calls for each bad example.
 
-        Its arguments are where the example is, and a function that returns what is wrong with it,
+        Its arguments are the example's place, and a function that returns what is wrong with it,
         which is called once per example, since it reads the example again.
         """
         worker = context.input_pipeline_id

@@ -20,7 +20,7 @@ _OWN_ATTEMPTS, _ATTEMPTS = 2, 16
 # Maps an encoded image, string scalar, and its position in the run, int64 scalar, to uint8
 # [image_size, image_size, channels].
 Decode = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
-# Called with where a bad example is, and a function that returns what is wrong with it.
+# Called with a bad example's place, and a function that returns what is wrong with it.
 OnBad = Callable[[str, Callable[[], str]], None]
 
 
@@ -107,7 +107,7 @@ class Loader(NamedTuple):
         return ""
 
     def first_bad(self, indices: np.ndarray, positions: np.ndarray) -> str | None:
-        """Returns where the first bad one of these examples is and what is wrong with it, or None.
+        """Returns the place of the first bad one of these examples and its error, or None.
 
         If bad examples are skipped, only one without a good replacement counts.
         """

@@ -82,7 +82,7 @@ def _group_size(batch_size: int, even: bool = False) -> int:
 
 def _load(loader: Loader, on_bad: OnBad | None):
     """Returns a function of indices and positions, int64 `[n]`, that returns images, uint8
-    `[n, size, size, channels]`, labels, int32 `[n]`, and which of them are no replacements, bool
+    `[n, size, size, channels]`, labels, int32 `[n]`, and which of them are not replacements, bool
     `[n]`."""
     config, size = loader.config, loader.config.data.image_size
 
@@ -213,14 +213,14 @@ def _positions(config: Config, step: int, num_steps: int) -> tf.Tensor:
 
 
 def first_bad_in_training(config: Config, source: Source, step: int, num_steps: int) -> str | None:
-    """Returns where the first bad example of these steps is and what is wrong with it, or None."""
+    """Returns the place of these steps' first bad example and what is wrong with it, or None."""
     positions = _positions(config, step, num_steps)
     indices = epoch_indices(config, len(source), positions)
     return _train_loader(config, source).first_bad(indices.numpy(), positions.numpy())
 
 
 def first_bad_in_evaluation(config: Config, source: Source) -> str | None:
-    """Returns where the split's first bad example is and what is wrong with it, or None."""
+    """Returns the place of the split's first bad example and what is wrong with it, or None."""
     every = np.arange(len(source), dtype=np.int64)
     return _eval_loader(config, source).first_bad(every, every)
 

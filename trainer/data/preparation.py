@@ -1,6 +1,6 @@
 """Verifies folders of images and writes them as sharded TFRecord files, in parallel, resumably.
 
-Shards appear whole, each with a receipt next to it: what it holds, and what it was made of.
+Shards appear whole, each with a receipt next to it: its contents, and the files it was made from.
 `manifest.json`, written last, has counts, classes and checksums.
 """
 
@@ -53,7 +53,7 @@ class PlannedShard(NamedTuple):
 
     @property
     def receipt(self) -> Path:
-        """The file next to the shard that says what it holds, and what it was made of."""
+        """The file next to the shard that lists its contents and the files it was made from."""
         assert self.path is not None
         return self.path.with_name(f".{self.path.name}.json")
 

@@ -37,7 +37,7 @@ class Shard(NamedTuple):
 def index_shards(paths: Sequence[str], kept_at: Path) -> list[Shard]:
     """Returns the index of these files, from the file `kept_at` as far as that is up to date.
 
-    A file whose size or time has changed is indexed again, with a line that says so. The entries
+    A file whose size or time has changed is indexed again, which is logged. The entries
     of other files in `kept_at` stay.
 
     Raises:

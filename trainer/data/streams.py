@@ -6,7 +6,7 @@ resume as it began. Streams from 1000 on are the model's (`trainer/models/random
 
 import enum
 
-DRAWS_PER_LAYER = 3  # of an augmentation policy: which operation, how strong, which way
+DRAWS_PER_LAYER = 3  # of an augmentation policy: operation, strength, direction
 
 
 @enum.unique

@@ -67,7 +67,7 @@ def open_source(config: Config, split: str, data_dir: str):
 def channels(config: Config) -> int:
     """Returns the channels by TFDS's description of the data set, which needs no data.
 
-    They are `data.channels` for data sets that TFDS knows only where they are prepared.
+    Returns `data.channels` if TFDS has no description of a data set that is not prepared.
     """
     if config.data.name == "digits":
         return 1

@@ -15,7 +15,7 @@ from trainer.data.streams import Stream
 def augment_batch(
     images: tf.Tensor, labels: tf.Tensor, positions: tf.Tensor, config: Config
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Crops, flips, augments and mixes images as the config says.
+    """Crops, flips, augments and mixes images as configured.
 
     Args:
         images: uint8 `[n, image_size, image_size, channels]`.

@@ -127,7 +127,7 @@ def _gather(
                 members[rank] = connection
                 selector.register(connection, selectors.EVENT_READ, rank)
                 verdicts[rank] = _compare(cluster, rank, offer, message)
-        # A difference says more than an absence.
+        # Report a difference before an absence: it is more informative.
         different = next(filter(None, verdicts.values()), "")
         broken = different or _missing(cluster, {0, *members})
         # The roll is called twice: a worker that has left is missing, not unreachable, and reaching
@@ -214,7 +214,7 @@ def _compare(cluster: Cluster, rank: int, offer: dict[str, Any], message: dict[s
             f"({cluster.addresses[0]}); give all the same 'cluster'"
         )
     theirs = message["offer"]
-    # As it comes back from JSON, where tuples are lists.
+    # Through JSON like theirs: it turns tuples into lists.
     ours = json.loads(json.dumps(offer))
     different = [
         f"{name} is {theirs.get(name)!r}, worker 0 has {ours.get(name)!r}"

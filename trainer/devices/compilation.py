@@ -38,7 +38,7 @@ def choose_compilation(config: Config, strategy: tf.distribute.Strategy) -> Comp
     if strategy.num_replicas_in_sync == 1 or (gpus and not several_workers):
         return Compilation("step", f"XLA on ({why}): the whole step is compiled")
     # Between CPU replicas, TensorFlow reduces from Python threads, and between workers through
-    # collective operations that wait for each other: outside of what is compiled.
+    # collective operations that wait for each other. Neither can be in the compiled part.
     if not config.model.sync_batch_norm:
         return Compilation(
             "forward_backward",

@@ -32,7 +32,7 @@ def create_strategy(name: str, tpu: str, virtual_devices: int) -> tf.distribute.
     if name == "multi_worker":
         return tf.distribute.MultiWorkerMirroredStrategy()
     kind = "GPU" if tf.config.list_physical_devices("GPU") and not virtual_devices else "CPU"
-    # The physical list first: listing logical devices starts the runtime.
+    # List physical devices first: listing logical devices starts the runtime.
     devices = [f"/{kind}:{i}" for i in range(len(tf.config.list_logical_devices(kind)))]
     if name == "one_device":
         return tf.distribute.OneDeviceStrategy(devices[0])

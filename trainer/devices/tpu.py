@@ -260,7 +260,7 @@ def _look_up(name: str) -> tuple[list[str], str]:
 
         client = Client(tpu=name)
         endpoints, version = client.network_endpoints(), client.runtime_version()
-    # Whatever fails, HTTP, credentials or the answer: the user gets one line.
+    # Whatever fails (HTTP, credentials or the answer), the user gets one line.
     except Exception as error:
         reason = str(error).strip().split("\n")[0] or "no reason given"
         raise UserError(

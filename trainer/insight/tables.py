@@ -21,11 +21,11 @@ from trainer.units import bytes_text, count_text
 _WIDTH, _LEAST = 132, 88
 _PRECISIONS = ("float32", "mixed_bfloat16")
 _COLUMNS = ("output", "parameters", "mult-adds", "activations", "field")
-_EXAMPLE_BATCH = 32  # images, whose memory is shown as an example
+_EXAMPLE_BATCH = 32  # images; the tables show their memory as an example
 
 
 class Report(NamedTuple):
-    """What the tables of a model are made from."""
+    """The figures in a model's tables."""
 
     config: Config
     channels: int

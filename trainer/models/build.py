@@ -66,7 +66,7 @@ def _build(family: ModuleType, config: ModelConfig, shape: Sequence[int | None])
     """Calls the family's `build`, makes the variables, and checks the names of the layers."""
     errors = contextlib.nullcontext()
     if config.name not in MODELS:
-        # TensorFlow's own are left to those who know lost workers and a full memory.
+        # TensorFlow's errors pass: trainer/failures.py explains lost workers and a lack of memory.
         errors = user_module.one_line_errors("model.name", config.name, (tf.errors.OpError,))
     with errors:
         model = family.build(config)

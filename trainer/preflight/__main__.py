@@ -49,8 +49,8 @@ _TIME_LIMIT_S = flags.DEFINE_float(
 
 
 def preflight() -> int:
-    """Compiles as the flags say, prints the result and returns the exit code: 0, or 2 if it does
-    not fit."""
+    """Compiles according to the flags, prints the result and returns the exit code: 0, or 2 if the
+    program does not fit."""
     settings = []
     if _GLOBAL_BATCH_SIZE.value is not None:
         settings.append(f"data.global_batch_size={_GLOBAL_BATCH_SIZE.value}")

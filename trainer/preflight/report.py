@@ -9,7 +9,7 @@ from trainer.preflight.search import Fit
 from trainer.preflight.slices import Slice
 from trainer.units import bytes_text
 
-# With `_shown`, what a pass is worth: both are in every report.
+# What a pass does not show; `_shown` is what it does. Both are in every report.
 NOT_SHOWN = (
     "Not shown: that it runs. No TPU was used. The graph is lowered by the CPU's kernel "
     "definitions. It lacks TPUStrategy's own wrapping, the evaluation, the input, and the batches "

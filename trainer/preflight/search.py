@@ -20,7 +20,7 @@ _MAX_ACCUMULATIONS = 4  # tries
 
 
 class Fit(NamedTuple):
-    """What fits instead of a config that does not, per replica."""
+    """The largest micro-batch that fits, per replica, if a config does not fit."""
 
     largest: int  # micro-batch that fits, in images; 0 if none is known
     smallest_failed: int  # micro-batch that was tried and does not fit
@@ -30,7 +30,7 @@ class Fit(NamedTuple):
 
 
 def find_fit(config: Config, num_replicas: int, try_: Try) -> Fit:
-    """Finds what fits, by bisection over micro-batches smaller than the config's.
+    """Finds the largest micro-batch that fits, by bisection below the config's.
 
     Args:
         try_: compiles a config. A batch smaller than one that fits is taken to fit.

@@ -1,4 +1,4 @@
-"""Agreement between workers: what the host decides must be the same on all of them."""
+"""Agreement between workers: the host's decisions must be the same on all of them."""
 
 from collections.abc import Callable, Sequence
 

@@ -27,7 +27,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class RunLog:
-    """Writes a run's numbers where people look for them. Only the chief writes.
+    """Writes a run's numbers to metrics.jsonl, TensorBoard and the terminal. Only the chief writes.
 
     A context manager: its files are closed on errors, too.
 

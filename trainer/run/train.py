@@ -194,7 +194,7 @@ def train_and_evaluate(
                 iterator = input_from(step)
             pace.adapt(num_steps, seconds)
 
-    del iterator  # before its dataset and its devices: in another order it was seen to take 40 s
+    del iterator  # before its dataset and its devices: other orders were seen to take 40 s
     last = read_records(folder.metrics, "eval")[-1:]
     return Summary(
         best_accuracy=float(state.best_accuracy.numpy()),

@@ -1,4 +1,4 @@
-"""The state of a run: what a checkpoint holds, and all that resuming needs."""
+"""The state of a run: the contents of a checkpoint, and everything that resuming needs."""
 
 import tensorflow as tf
 import tf_keras

@@ -169,7 +169,7 @@ def make_replica_step(
         if state.loss_scale is not None:
             _update_loss_scale(state.loss_scale, state.good_steps, finite)
         # Here each replica writes its copy. In a function outside of the replicas, TPUStrategy was
-        # seen to write the first copy alone.
+        # seen to write only the first copy.
         state.global_step.assign(step + 1)
         metrics = TrainMetrics(
             loss, accuracy, learning_rate, gradient_norm, loss_scale, applied, bad_variable

@@ -17,7 +17,7 @@ from tests.launch.kubernetes.specs import make_spec
 from tests.launch.kubernetes.stand_in import RUNNING, Time, condition, ended, make_job, make_pod
 
 
-def test_it_is_made_once_and_in_one_cluster(kubectl):
+def test_a_run_is_created_once_and_in_one_cluster(kubectl):
     job, record, _ = make_job()
     job.create(0)
     jobset = kubectl.jobset
@@ -34,7 +34,7 @@ def test_it_is_made_once_and_in_one_cluster(kubectl):
     assert records.read("digits").handle == {"context": "one-cluster"}
 
 
-def test_an_answer_that_is_lost_is_no_failure(kubectl):
+def test_a_lost_answer_is_not_a_failure(kubectl):
     job, _, _ = make_job()
     kubectl.has(fail={"create": {"done": True, "message": "error: the connection was reset"}})
     job.create(0)
@@ -49,14 +49,14 @@ def test_a_cluster_that_refuses_it_is_quoted(kubectl):
         job.create(0)
 
 
-def test_without_the_controller_it_says_what_to_install(kubectl):
+def test_without_the_controller_the_error_names_what_to_install(kubectl):
     job, _, _ = make_job()
     kubectl.has(fail={"get": {"message": 'error: the server doesn\'t have a resource type "x"'}})
     with pytest.raises(LaunchError, match="install the JobSet controller"):
         job.create(0)
 
 
-def test_without_kubectl_it_says_so(kubectl, monkeypatch, tmp_path):
+def test_without_kubectl_the_error_names_it(kubectl, monkeypatch, tmp_path):
     job, _, _ = make_job()
     monkeypatch.setenv("PATH", str(tmp_path))
     message = r"^kubectl: cannot be started .*install it"
@@ -94,7 +94,7 @@ def test_somebody_elses_jobset_is_left_alone(kubectl):
     assert set(kubectl.verbs()) == {"config", "get"}
 
 
-def test_one_that_was_made_without_labels_is_somebody_elses(kubectl):
+def test_a_jobset_without_labels_is_somebody_elses(kubectl):
     job, _, _ = make_job()
     kubectl.has(jobset={"metadata": {"uid": "7"}, "spec": {}})
     with pytest.raises(LaunchError, match="created elsewhere"):
@@ -102,7 +102,7 @@ def test_one_that_was_made_without_labels_is_somebody_elses(kubectl):
 
 
 @pytest.mark.parametrize("ended", [True, False])
-def test_an_earlier_run_of_the_name_is_taken_away_once_it_has_ended(kubectl, ended):
+def test_an_earlier_run_of_the_name_is_deleted_once_it_has_ended(kubectl, ended):
     """Only the run whose record freed the name."""
     job, record, _ = make_job()
     old = manifest(dataclasses.replace(record.spec, run="before"))
@@ -124,7 +124,7 @@ def test_an_earlier_run_of_the_name_is_taken_away_once_it_has_ended(kubectl, end
     assert kubectl.jobset["metadata"]["labels"]["trainer-launch/run"] == record.spec.run
 
 
-def test_a_delete_waits_until_all_is_gone(kubectl):
+def test_a_delete_waits_until_everything_is_gone(kubectl):
     job, _, _ = make_job()
     job.create(0)
     kubectl.has(looks=3)
@@ -139,7 +139,7 @@ def test_a_delete_waits_until_all_is_gone(kubectl):
     assert kubectl.verbs().count("delete") == 1
 
 
-def test_a_delete_says_when_pods_do_not_end(kubectl, monkeypatch):
+def test_a_delete_reports_pods_that_do_not_end(kubectl, monkeypatch):
     monkeypatch.setattr(backend, "LOOK_S", 60.0)
     job, _, time = make_job()
     job.create(0)
@@ -159,7 +159,7 @@ def test_a_signal_ends_the_wait_for_a_delete(kubectl):
     assert time.time == backend.LOOK_S
 
 
-def test_logs_are_told_apart_by_rank(kubectl):
+def test_log_lines_start_with_the_rank(kubectl):
     job, record, _ = make_job()
     pods = [*reversed(RUNNING), make_pod(2, "Pending")]
     kubectl.has(jobset=manifest(record.spec), pods=pods)

@@ -233,7 +233,7 @@ def action(jobset: dict[str, Any], code: int, conditions: Sequence[str] = ()) ->
     return Outcome.RESTART_CHARGED
 
 
-def test_each_exit_code_does_what_the_policy_says():
+def test_each_exit_code_follows_the_policy():
     jobset = sent(GPU)
     assert [action(jobset, code) for code in range(256)] == [outcome(c) for c in range(256)]
     assert jobset["spec"]["failurePolicy"]["maxRestarts"] == GPU.max_restarts

@@ -1,4 +1,4 @@
-"""What a look at the cluster shows, on a stand-in for kubectl."""
+"""Looks at the cluster, on a stand-in for kubectl."""
 
 import pytest
 
@@ -65,7 +65,7 @@ CREATING = {"name": "worker", "state": {"waiting": {"reason": "ContainerCreating
         ),
     ],
 )
-def test_what_a_look_shows(kubectl, status, pods, state, message):
+def test_a_look_shows_state_and_message(kubectl, status, pods, state, message):
     job, record, _ = make_job()
     kubectl.has(jobset=manifest(record.spec) | {"status": status}, pods=pods)
     seen = job.observe()
@@ -105,7 +105,7 @@ DISRUPTED = [condition("DisruptionTarget")]
             137,
             "worker 0 ended with 137 (OOMKilled: it exceeded --memory)",
         ),
-        # Nor is an ignored end, long before.
+        # An ignored end long before is not, either.
         ([ended(0, 42, at=1), ended(0, 2, at=9)], 2, "worker 0 ended with 2"),
         ([ended(0, 137, at=1, conditions=DISRUPTED), ended(1, 1, at=9)], 1, "worker 1 ended with"),
         (
@@ -125,7 +125,7 @@ def test_who_failed_first(kubectl, pods, code, message):
     assert seen.message.startswith(message)
 
 
-def test_one_that_was_deleted_is_not_waited_for(kubectl):
+def test_a_deleted_jobset_is_not_waited_for(kubectl):
     job, record, _ = make_job()
     job.create(0)
     jobset = kubectl.jobset
@@ -139,7 +139,7 @@ def test_one_that_was_deleted_is_not_waited_for(kubectl):
 
 
 @pytest.mark.parametrize("call", ["get jobsets.jobset.x-k8s.io", "get pods"])
-def test_no_answer_is_no_end(kubectl, monkeypatch, call):
+def test_no_answer_is_not_an_end(kubectl, monkeypatch, call):
     monkeypatch.setattr(kubectl_lib, "CALL_S", 1.0)
     job, record, _ = make_job()
     kubectl.has(jobset=manifest(record.spec), fail={call: {"hang": True}})
@@ -148,14 +148,14 @@ def test_no_answer_is_no_end(kubectl, monkeypatch, call):
     assert seen.message.startswith("kubectl get: no answer within 1 s")
 
 
-def test_an_error_is_no_end(kubectl):
+def test_an_error_is_not_an_end(kubectl):
     job, _, _ = make_job()
     kubectl.has(fail={"get": {"message": "Unable to connect\nto the server"}})
     message = "kubectl get: Unable to connect to the server"
     assert job.observe() == Observation(State.UNKNOWN, message=message)
 
 
-def test_what_is_no_json_is_no_end(kubectl, tmp_path):
+def test_invalid_json_is_not_an_end(kubectl, tmp_path):
     job, _, _ = make_job()
     (tmp_path / "bin" / "kubectl").write_text("#!/bin/sh\necho please log in\n")
     assert job.observe().message == "kubectl get: not JSON: please log in"

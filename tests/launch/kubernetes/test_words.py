@@ -1,4 +1,4 @@
-"""Each word reaches the trainer unchanged: through YAML, Kubernetes' expansion of $(NAME), and the
+"""Arguments reach the trainer unchanged: through YAML, Kubernetes' expansion of $(NAME), and the
 shell that a TPU needs."""
 
 import dataclasses
@@ -39,7 +39,7 @@ def expanded(text: str, variables: dict[str, str]) -> str:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [  # as the documentation of the field `args` has it, and one after the other
+    [  # from the documentation of the field `args`, and a combination
         ("$(A)", "a"),
         ("$$(A)", "$(A)"),
         ("$$$(A)", "$a"),
@@ -144,12 +144,12 @@ def test_hostile_words_arrive_unchanged(stand_ins):
     folder=HOSTILE,
     nodes=st.integers(1, 5),
 )
-def test_whatever_is_given_arrives_unchanged(stand_ins, args, values, folder, nodes):
+def test_any_arguments_arrive_unchanged(stand_ins, args, values, folder, nodes):
     spec = hostile_spec([f"--set=note={arg}" for arg in args], values, folder, nodes)
     arrives(spec, sent(spec), stand_ins)
 
 
-def test_on_a_tpu_it_arrives_too(stand_ins):
+def test_hostile_words_arrive_on_a_tpu_too(stand_ins):
     spec = dataclasses.replace(TPU, args=("--strategy=tpu", *WORDS))
     argv, env = started(sent(spec), 0, stand_ins)
     module, name, *rest = spec.trainer_args("/gcs/a-bucket/runs/digits")
@@ -157,12 +157,12 @@ def test_on_a_tpu_it_arrives_too(stand_ins):
     assert not [name for name in env if "TPU" in name or "PJRT" in name]
 
 
-def test_the_users_time_to_meet_stays():
+def test_the_users_cluster_timeout_stays():
     spec = make_spec(["--strategy=multi_worker", "--cluster_timeout_s=5"])
     assert [arg for arg in container(sent(spec))["args"] if "timeout" in arg] == [spec.args[1]]
 
 
-def test_a_worker_alone_has_no_tf_config():
+def test_a_single_worker_has_no_tf_config():
     spec = make_spec(["--strategy=mirrored"], nodes=1)
     one = container(sent(spec))
     assert {variable["name"] for variable in one["env"]} == {"PYTHONUNBUFFERED"}
@@ -170,7 +170,7 @@ def test_a_worker_alone_has_no_tf_config():
 
 
 @pytest.mark.parametrize("word", WORDS)
-def test_no_reader_of_yaml_takes_a_text_for_something_else(word):
+def test_every_yaml_reader_reads_text_as_text(word):
     text = to_yaml({"key": word})
     assert yaml.safe_load(text) == {"key": word}
     assert yaml.load(text, yaml.BaseLoader) == {
@@ -195,7 +195,7 @@ needs_kubectl = pytest.mark.skipif(
 
 @needs_kubectl
 @pytest.mark.parametrize("spec", [GPU, TPU, hostile_spec(WORDS, WORDS, "".join(WORDS))])
-def test_kubectl_reads_what_was_meant(spec):
+def test_kubectl_reads_the_same_manifest(spec):
     [document] = backend.render(spec)
     assert read_by_kubectl(document.text) == manifest(spec)
 
@@ -203,7 +203,7 @@ def test_kubectl_reads_what_was_meant(spec):
 @needs_kubectl
 @settings(max_examples=30, deadline=None)  # each starts a process
 @given(st.lists(HOSTILE, min_size=1, max_size=20))
-def test_kubectl_reads_whatever_was_given(args):
+def test_kubectl_reads_any_arguments(args):
     spec = make_spec(["--strategy=multi_worker", *args])
     [document] = backend.render(spec)
     assert read_by_kubectl(document.text) == manifest(spec)

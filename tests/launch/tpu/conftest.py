@@ -9,7 +9,7 @@ from tests.launch.tpu.runs import FakeSignals
 
 @pytest.fixture
 def cloud(tmp_path, monkeypatch):
-    """Asserts at the end that nothing of ours is left, and that no run existed twice at a time."""
+    """Asserts at the end that nothing of ours is left, and that no run ever existed twice."""
     fake = FakeCloud(tmp_path / "objects", "p-trainer")
     monkeypatch.setenv("TPU_API_URL", fake.url)
     monkeypatch.setenv("STORAGE_API_URL", fake.url)

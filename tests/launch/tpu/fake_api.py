@@ -98,7 +98,7 @@ class FakeCloud:
         self._server.shutdown()
         self._server.server_close()
 
-    # What tests do to it.
+    # Changes by tests.
 
     def object(self, name: str) -> Path:
         path = self.objects / name

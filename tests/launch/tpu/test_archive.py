@@ -1,4 +1,4 @@
-"""The code of a run as one file."""
+"""The code of a run, packed as one file."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Runs on Cloud TPU VMs and what may happen to them, on a stand-in for Google's servers."""
+"""Runs on Cloud TPU VMs, and their failures, on a stand-in for Google's servers."""
 
 import signal
 import tarfile
@@ -41,7 +41,7 @@ def test_a_run_to_its_end(cloud, capsys):
     ],
     ids=" ".join,
 )
-def test_a_preempted_run_goes_on(cloud, first):
+def test_a_preempted_run_resumes(cloud, first):
     cloud.plans = [first, ("PROVISIONING", "ACTIVE", "ACTIVE", "done")]
     submit()
     assert watch() == 0
@@ -138,7 +138,7 @@ def test_a_refusal_is_one_line(cloud, capsys, fault, words):
     assert sum(line.startswith("POST /v2") for line in cloud.requests) == 1  # no retry
 
 
-def test_a_bucket_that_is_not_there(cloud, capsys):
+def test_a_missing_bucket(cloud, capsys):
     assert submit("--bucket=another-one") == 2
     assert "gs://another-one: no such bucket" in capsys.readouterr().err
 
@@ -191,7 +191,7 @@ def test_a_refusal_after_a_lost_answer_leaves_nothing(cloud):
     assert cloud.created == ["run"]
 
 
-def test_a_create_that_never_arrived_is_made_up_for(cloud):
+def test_a_create_that_never_arrived_is_repeated(cloud):
     cloud.faults = [Fault("POST /v2", 503, times=rest.TRIES)]
     submit()
     assert cloud.created == []
@@ -199,7 +199,7 @@ def test_a_create_that_never_arrived_is_made_up_for(cloud):
     assert cloud.created == ["run-r1"]
 
 
-def test_retry_after_is_kept_to(cloud, monkeypatch):
+def test_retry_after_is_respected(cloud, monkeypatch):
     seen = []
 
     class Noting(FakeSignals):
@@ -214,7 +214,7 @@ def test_retry_after_is_kept_to(cloud, monkeypatch):
     assert watch() == 0
 
 
-def test_a_short_storm_is_nothing(cloud):
+def test_a_short_storm_of_errors_changes_nothing(cloud):
     cloud.plans = [("ACTIVE", "ACTIVE", "done")]
     submit()
     cloud.faults = [Fault("GET", status, times=1, skip=n) for n, status in enumerate((500, 503, 0))]
@@ -222,7 +222,7 @@ def test_a_short_storm_is_nothing(cloud):
     assert cloud.created == ["run"]
 
 
-def test_a_long_storm_is_unknown_and_no_restart(cloud, capsys):
+def test_a_long_storm_of_errors_is_unknown_and_not_a_restart(cloud, capsys):
     cloud.plans = [("ACTIVE", "ACTIVE", "ACTIVE", "done")]
     submit()
     cloud.faults = [Fault("GET", 503, times=50, skip=5), Fault("DELETE", 500, times=9)]
@@ -231,7 +231,7 @@ def test_a_long_storm_is_unknown_and_no_restart(cloud, capsys):
     assert "unknown: 127.0.0.1" in capsys.readouterr().out
 
 
-def test_a_storm_at_the_re_creation_is_waited_for(cloud):
+def test_a_storm_of_errors_at_a_restart_is_waited_for(cloud):
     cloud.plans = [("ACTIVE", "SUSPENDED")]
     submit()
     cloud.faults = [Fault("POST /v2", 503, times=rest.TRIES + 2)]
@@ -239,7 +239,7 @@ def test_a_storm_at_the_re_creation_is_waited_for(cloud):
     assert cloud.created == ["run", "run-r2"]
 
 
-def test_answers_that_are_no_json(cloud, monkeypatch):
+def test_answers_that_are_not_json(cloud, monkeypatch):
     submit()
     monkeypatch.setattr(
         rest.Api, "json", lambda *args: (_ for _ in ()).throw(rest.Unavailable("no JSON"))
@@ -284,7 +284,7 @@ def test_a_run_that_was_done_before(cloud, capsys):
     assert cloud.created == []
 
 
-def test_a_failure_of_an_earlier_run_is_none(cloud):
+def test_a_failure_of_an_earlier_run_is_ignored(cloud):
     cloud.object("runs/run/FAILED").write_text("FAILED 2\nrun of-before attempt 0: x\n")
     cloud.faults = [Fault("DELETE /storage", 503, times=-1)]  # so the file stays
     assert submit() == 2

@@ -56,7 +56,7 @@ def test_a_signal_ends_the_watch_and_not_the_run(cloud):
     cli_lib.main(["cancel", "run"])
 
 
-def test_what_cannot_be_deleted_is_said(cloud, capsys, monkeypatch):
+def test_leftovers_that_cannot_be_deleted_are_reported(cloud, capsys, monkeypatch):
     monkeypatch.setattr(backend, "_LONGEST_DELETE_S", 60.0)
     cloud.plans = [("ACTIVE",)]
     submit()

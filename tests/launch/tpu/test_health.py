@@ -8,7 +8,7 @@ from launch.tpu import health
 from tests.launch.tpu.runs import record, submit
 
 
-def test_health_is_a_second_reading(cloud, capsys, monkeypatch):
+def test_health_is_a_second_opinion(cloud, capsys, monkeypatch):
     monkeypatch.setattr(health, "of", functools.partial(health.of, limit_s=60))
     cloud.plans = [("ACTIVE", "ACTIVE")]
     submit()

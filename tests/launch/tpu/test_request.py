@@ -1,4 +1,4 @@
-"""The request for a TPU, and what is refused before it."""
+"""The request for a TPU, and refusals before it is sent."""
 
 import copy
 import json
@@ -51,7 +51,7 @@ def test_render_needs_no_network_and_is_pure(no_overrides, folder, monkeypatch):
     assert backend.render(spec("--x", folder=str(folder))) == first
 
 
-def test_what_is_sent_is_what_is_rendered(cloud, folder, capsys):
+def test_the_rendered_request_is_sent(cloud, folder, capsys):
     submit(f"--folder={folder}", "--dry-run", code="")
     shown = capsys.readouterr().out
     submit(f"--folder={folder}", code="")

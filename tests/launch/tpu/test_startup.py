@@ -157,7 +157,7 @@ def test_a_second_boot_after_the_end_does_nothing(cloud, vm):
         (cloud.objects / "runs/run/DONE").unlink(missing_ok=True)
 
 
-def test_a_second_boot_before_the_end_goes_on(cloud, vm):
+def test_a_second_boot_before_the_end_resumes(cloud, vm):
     vm.boot(script("--x"), "137")
     (cloud.objects / "runs/run/FAILED").unlink()
     (vm.root / "bucket").unlink()  # a mount does not outlive the boot
@@ -165,42 +165,42 @@ def test_a_second_boot_before_the_end_goes_on(cloud, vm):
     assert (vm.starts, failed(cloud)) == (2, "")
 
 
-def test_the_failure_of_an_earlier_start_is_none(cloud, vm):
+def test_the_failure_of_an_earlier_start_is_ignored(cloud, vm):
     vm.boot(script("--x"), "3")
     vm.boot(script("--x", attempt=1), "done")
     assert vm.starts == 2
 
 
 @pytest.mark.parametrize("code", [1, 2, 43, 137])
-def test_a_failure_is_written_down(cloud, vm, code):
+def test_a_failure_is_recorded(cloud, vm, code):
     vm.boot(script("--x"), str(code))
     assert failed(cloud) == f"FAILED {code}"
     assert (vm.starts, f"ended with {code}" in log(cloud)) == (1, True)
 
 
-def test_after_a_signal_it_goes_on(cloud, vm):
+def test_a_run_resumes_after_a_signal(cloud, vm):
     vm.boot(script("--x"), "checkpoint", "143", "42", "done")
     assert (vm.starts, failed(cloud)) == (4, "")
 
 
-def test_with_progress_it_goes_on_for_ever(cloud, vm):
+def test_with_progress_restarts_are_unlimited(cloud, vm):
     vm.boot(script("--x"), *["checkpoint"] * 7, "done")
     assert (vm.starts, failed(cloud)) == (8, "")
 
 
-def test_an_end_without_progress_is_one(cloud, vm):
+def test_ends_without_progress_become_a_failure(cloud, vm):
     vm.boot(script("--x"), *["42"] * 9)
     assert (vm.starts, failed(cloud)) == (5, "FAILED 42")
 
 
-def test_an_end_without_a_result_is_one(cloud, vm):
+def test_an_end_without_a_result_is_a_failure(cloud, vm):
     vm.boot(script("--x"), "0")
     assert failed(cloud) == "FAILED 1"
 
 
 @pytest.mark.parametrize("code", [42, 143, 1])
 def test_sigterm_is_passed_on(cloud, vm, code):
-    """Whatever code the trainer then ends with, the run has not ended."""
+    """The run has not ended, whatever the trainer's exit code is."""
     (vm.root / "steps").write_text(f"wait {code}\ndone\n")
     path = vm.script(script("--x"))
     process = subprocess.Popen(["bash", str(path)], env=vm.environment)
@@ -222,7 +222,7 @@ def test_sigterm_is_passed_on(cloud, vm, code):
         ({"code": "/no/where", "code_ref": "v1"}, {}, "FAILED 201", "cannot clone"),
     ],
 )
-def test_a_setup_that_fails_is_written_down(cloud, vm, more, environment, first, why):
+def test_a_setup_that_fails_is_recorded(cloud, vm, more, environment, first, why):
     vm.boot(script("--x", **more), "done", **environment)
     assert (vm.starts, failed(cloud)) == (0, first)
     assert why in log(cloud)
@@ -239,7 +239,7 @@ def test_code_from_git(cloud, vm, folder):
     assert (vm.root / "code" / "trainer" / "main.py").exists()
 
 
-def test_a_ref_that_is_not_there(cloud, vm, folder):
+def test_a_missing_git_ref(cloud, vm, folder):
     subprocess.run(["git", "init", "-q", str(folder)], check=True)
     vm.boot(script("--x", code=str(folder), code_ref="nowhere"), "done")
     assert failed(cloud) == "FAILED 2"
@@ -255,7 +255,7 @@ def test_a_slice_is_run_by_its_worker_0(cloud, vm):
     assert vm.argv()[2:4] == ["--strategy=tpu", "--tpu=run"]
 
 
-def test_a_worker_that_does_not_know_its_number_says_so(cloud, vm):
+def test_a_worker_that_does_not_know_its_number_reports_it(cloud, vm):
     cloud.worker_number = ""
     vm.boot(script("--x", hosts=4), "done")
     assert (vm.starts, failed(cloud)) == (0, "FAILED 201")
@@ -280,13 +280,13 @@ PART = HOSTILE.map(lambda s: "".join(c for c in s if ord(c) >= 32 and c not in "
     value=HOSTILE,
     part=PART,
 )
-def test_whatever_is_given_arrives_unchanged(cloud, vm, args, value, part):
+def test_any_arguments_arrive_unchanged(cloud, vm, args, value, part):
     args = [arg for arg in args if not arg.startswith(("--strategy", "-strategy"))]
     workdir = f"gs://p-trainer/runs/{part}"
     try:
         one = spec(*args, "--y", workdir=workdir, env=[("VALUE", value)])
         request.check(one)
-    except LaunchError as error:  # what looks like a secret
+    except LaunchError as error:  # it looks like a secret
         assert "secret" in str(error)
         return
     vm.boot(script(*args, "--y", workdir=workdir, env=[("VALUE", value)]), "done")

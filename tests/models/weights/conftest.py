@@ -1,4 +1,4 @@
-"""A run whose weights the tests here read."""
+"""A run, whose weights the tests here read."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from trainer.run.checkpoint import Checkpoints, run_metadata
 
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory, small_config, digits) -> Path:
-    """A run of a few steps: its last and its best checkpoint, which are not the same."""
+    """The folder of a run of a few steps, whose last and best checkpoint differ."""
     folder = tmp_path_factory.mktemp("run")
     run = Run(small_config, digits, strategy_of(1))
     checkpoints = Checkpoints(

@@ -1,4 +1,4 @@
-"""Training from weights: freezing, rates of stages, resuming."""
+"""Training from weights: freezing, learning rates per stage, resuming."""
 
 import dataclasses
 import re
@@ -23,7 +23,7 @@ from trainer.step.state import TrainState
 
 
 def changed(run: Run, steps: int) -> dict[str, set[bool]]:
-    """For each stage, whether its variables have changed after these steps."""
+    """Returns, for each stage, whether its variables have changed after these steps."""
     before = {v.ref(): v.numpy() for v in run.state.model.variables}
     losses(run, steps)
     return {
@@ -84,7 +84,7 @@ def test_batch_norm_in_inference_mode_learns_scales_and_leaves_statistics(digits
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_stage_s_rate_multiplies_its_first_step(digits_config, digits, optimizer):
-    """By the update rules, the first step of a variable is proportional to its rate."""
+    """By the update rules, a variable's first step is proportional to its rate."""
     rates = (0.5, 0.1, 1.0, 2.0)
     settings = (f"optimizer.name={optimizer}", "optimizer.weight_decay=0.01")
     moved = []

@@ -1,4 +1,4 @@
-"""Weights out of files."""
+"""Loading weights from files."""
 
 import json
 import sys
@@ -28,7 +28,7 @@ def config(name="resnet18", *settings, size=32) -> Config:
 
 
 def save(path: Path, name="resnet18", classes=10, channels=3, change=None) -> Path:
-    """Weights of a random model of another seed, as a file."""
+    """Writes the weights of a random model with another seed to a file."""
     source = config(name, f"model.num_classes={classes}", "seed=7")
     tensors = torch_tensors(name, build_model(source, channels))
     save_file(change(tensors) if change else tensors, path)
@@ -45,7 +45,7 @@ def load(path: Path | str, name="resnet18", *settings, channels=3):
     "case", [case for case in CASES if case.name in ("resnet18", "mobilenetv3_small_100")], ids=str
 )
 def test_a_library_s_file_gives_the_library_s_logits(case: Case, tmp_path):
-    """timm and torchvision, by the golden logits; also tensors that they lay out differently."""
+    """timm and torchvision, by the golden logits, including tensors with another layout."""
     source = model_of(case)
     path = tmp_path / "weights.safetensors"
     known = libraries(case.name)
@@ -106,7 +106,7 @@ def test_colour_weights_treat_grey_as_three_equal_channels_and_vice_versa(tmp_pa
 
 
 def _as_bfloat16_file(tensors: dict[str, np.ndarray]) -> bytes:
-    """The format's documentation: a length, a header in JSON, the bytes."""
+    """Writes the format from its documentation: a length, a header in JSON, the bytes."""
     header, data = {}, b""
     for name, value in tensors.items():
         place = [len(data), len(data) + value.nbytes]

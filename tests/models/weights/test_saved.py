@@ -1,4 +1,4 @@
-"""Weights out of a run's checkpoints."""
+"""Weights from a run's checkpoints."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ def test_a_run_s_folder_stands_for_its_best_checkpoint_and_the_average(run_folde
 
 
 def test_export_and_back_is_exact(run_folder, small_config, tmp_path):
-    """By the command, in its own process: a module of the user's, and the moving average."""
+    """With the command, in its own process: a user's module, and the moving average."""
     out = tmp_path / "model.safetensors"
     command = [sys.executable, "-m", "trainer.export", f"--run={run_folder}", f"--out={out}"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -142,7 +142,7 @@ def _assign(
 
 
 def _match(named: Mapping[str, NamedVariable], tensors: Mapping[str, np.ndarray]) -> _Match:
-    """Returns which tensors fit which variables, and what is wrong with the others."""
+    """Matches tensors with variables, and describes what is wrong with the others."""
     match = _Match({}, [], [], [])
     for name, variable in named.items():
         is_head, wanted = variable.layer == "head", variable.torch_shape

@@ -52,7 +52,7 @@ def read_checkpoint(path: Path, average: bool | None = None) -> SavedModel:
         config = config_lib.from_dict(values)
     except UserError as error:
         raise UserError(f"{checkpoint}: its config cannot be used: {error}") from None
-    if config.model.num_classes is None:  # as many as the data had
+    if config.model.num_classes is None:  # the number in the data
         model = dataclasses.replace(config.model, num_classes=len(metadata["class_names"]))
         config = dataclasses.replace(config, model=model)
     has_average = any(name.startswith("state/ema_model/") for name in names)
@@ -70,7 +70,7 @@ def read_checkpoint(path: Path, average: bool | None = None) -> SavedModel:
             f"{checkpoint}: is damaged, or its model's code has changed since ({_reason(error)})"
         ) from None
     finally:
-        tf_keras.mixed_precision.set_global_policy(policy)  # for the model to come
+        tf_keras.mixed_precision.set_global_policy(policy)  # for models built later
     origin = f"{'the moving average' if average else 'the weights'} of {checkpoint}"
     return SavedModel(model, config, metadata, origin)
 
