@@ -55,7 +55,7 @@ def test_three_formats_show_the_same_numbers(run):
 @pytest.mark.parametrize(("data", "channels"), [("digits", 1), ("cifar10", 3), ("folder", 3)])
 def test_channels_are_those_of_the_data_set(run, tmp_path, data, channels):
     """With one mean for all channels, from which their number cannot be guessed."""
-    settings = ("--set=model.name=resnet8", f"--set=data.name={data}", "--image_size=8")
+    settings = (f"--set=data.name={data}", "--image_size=8")
     arguments = ("--config=configs/digits_resnet20.py", *settings, "--format=json")
     assert json.loads(run(*arguments)[0])["channels"] == channels
     assert json.loads(run(*arguments, "--channels=1")[0])["channels"] == 1
