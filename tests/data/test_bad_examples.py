@@ -68,6 +68,13 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 
 
+# A bad content and a bad file in `make test`; the others take 10 s each.
+QUICK_FAULTS = [
+    pytest.param(name, marks=[] if name in ("cut", "missing") else pytest.mark.slow)
+    for name in FAULTS
+]
+
+
 @pytest.fixture(params=FAULTS)
 def fault(request, tmp_path) -> Iterator[tuple[Callable[[Path], None], str]]:
     """Root may read everything: the forbidden file is read as nobody."""
@@ -101,6 +108,7 @@ def batches(config, source, start, stop, on_bad=None):
     return list(dataset.as_numpy_iterator())
 
 
+@pytest.mark.parametrize("fault", QUICK_FAULTS, indirect=True)
 def test_training_names_the_bad_file(folder, fault):
     spoil, reason = fault
     config = photo_config(crop="none", eval_crop_ratio=1.0)
@@ -157,14 +165,7 @@ def test_skipping_replaces_the_bad_one_and_nothing_else(folder, fault, before):
 
 
 # One of what fails as it is read, and one of what fails as it is decoded, in `make test`.
-@pytest.mark.parametrize(
-    "fault",
-    [
-        pytest.param(name, marks=[] if name in ("cut", "missing") else pytest.mark.slow)
-        for name in FAULTS
-    ],
-    indirect=True,
-)
+@pytest.mark.parametrize("fault", QUICK_FAULTS, indirect=True)
 def test_what_replaces_a_bad_one_is_a_function_of_the_step(folder, fault):
     """From step 4 on, and for two workers."""
     config = skipping()

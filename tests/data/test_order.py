@@ -19,6 +19,13 @@ def indices(config: Config, num_examples: int, start: int, length: int) -> np.nd
     return epoch_indices(config, num_examples, positions).numpy()
 
 
+def indices_from(config: Config, num_examples: int, length: int):
+    """`indices` as a function of `start`, in one graph: for many calls."""
+    positions = tf.range(length, dtype=tf.int64)
+    function = tf.function(lambda start: epoch_indices(config, num_examples, start + positions))
+    return lambda start: function(tf.constant(start, tf.int64)).numpy()
+
+
 def seeded(seed: int, **data) -> Config:
     return Config(seed=seed, data=DataConfig(**data))
 
@@ -82,8 +89,9 @@ def test_repeats_are_near_and_never_side_by_side_in_a_pair():
 def test_blocks_are_neighbours_that_begin_elsewhere_in_each_epoch():
     config = seeded(0, shuffle="blocks", shuffle_block_size=10)
     beginnings, orders = set(), set()
+    epoch_from = indices_from(config, 95, 95)
     for epoch in range(40):
-        blocks = indices(config, 95, 95 * epoch, 95)[:90].reshape(9, 10)
+        blocks = epoch_from(95 * epoch)[:90].reshape(9, 10)
         for block in blocks:
             steps = np.diff(np.sort(block))
             assert (np.sort(steps)[:-1] == 1).all()  # neighbours, around the end too
@@ -113,9 +121,8 @@ def test_epochs_and_seeds_have_independent_orders():
             if key != other_key:
                 # Two random permutations agree in one place, Poisson: over 10 has chance 1e-8.
                 assert np.sum(order == other) <= 10, (key, other_key)
-    places = np.array(
-        [indices(seeded(0), num_examples, epoch * num_examples, 1)[0] for epoch in range(1000)]
-    )
+    first_from = indices_from(seeded(0), num_examples, 1)
+    places = np.array([first_from(epoch * num_examples)[0] for epoch in range(1000)])
     assert abs(_chi_square(places / num_examples, 20)) < 5  # the first example of each epoch
     neighbours = orders[0, 0]
     assert abs(_chi_square((np.diff(neighbours) % num_examples) / num_examples, 20)) < 5

@@ -102,7 +102,12 @@ def test_seeking_in_an_epoch_of_imagenets_size_fetches_only_what_it_needs():
 
 
 @pytest.mark.parametrize(
-    ("num_workers", "replicas", "skip"), [(2, 1, False), (1, 4, False), (2, 2, True)]
+    ("num_workers", "replicas", "skip"),
+    [
+        pytest.param(2, 1, False, marks=pytest.mark.slow),
+        pytest.param(1, 4, False, marks=pytest.mark.slow),
+        (2, 2, True),
+    ],
 )
 def test_augmented_bytes_do_not_depend_on_who_reads_them(photo_folder, num_workers, replicas, skip):
     """Random crops, all augmentation, mixing: from any step, the same bytes."""

@@ -272,6 +272,7 @@ def test_a_checkpoint_of_another_run_is_refused(linear, tmp_path):
     assert checkpoints(tmp_path, watched).restore() == 10
 
 
+@pytest.mark.slow
 def test_a_checkpoint_has_everything_a_reader_needs(undisturbed):
     workdir = undisturbed(*_FLOAT16)
     reader = tf.train.load_checkpoint(tf.train.latest_checkpoint(str(workdir / "checkpoints")))

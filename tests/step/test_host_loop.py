@@ -23,7 +23,8 @@ from tensorflow.python.framework import op_def_registry
 from tf_keras import layers
 
 from tests.conftest import strategy_of, with_data
-from tests.data.test_sources import array_config, record_config, write_records
+from tests.data.test_sources import array_config
+from tests.data.test_tfrecord import record_config, write_records
 from tests.photo_files import photo_config, write_photos
 from tests.small_models import TINY_BOTTLENECK, TINY_MOBILENETV3, TINY_RS, TINY_VGG
 from tests.step_runs import Run
