@@ -115,6 +115,50 @@ def test_short_names_stand_for_modules_of_their_room():
         assert set(names.values()) <= set(modules())
 
 
+def defined(source: str) -> set[str]:
+    """Every name that a module has at its top level, however deep in `if` or `try`."""
+    found = imports_as(source)
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+    return found
+
+
+def imports_as(source: str) -> set[str]:
+    """The names that imports give."""
+    nodes = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Import | ast.ImportFrom)]
+    return {alias.asname or alias.name for node in nodes for alias in node.names}
+
+
+def missing(source: str) -> set[str]:
+    """The names that a file imports from our modules and that are not there."""
+    found = set()
+    for name in imports(source):
+        module, _, last = name.rpartition(".")
+        if not module or module.partition(".")[0] not in OURS:
+            continue
+        path = ROOT.joinpath(*module.split("."))
+        file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        is_module = (path / last).is_dir() or (path / f"{last}.py").exists()
+        if not is_module and not (file.exists() and last in defined(file.read_text())):
+            found.add(name)
+    return found
+
+
+OURS = ("trainer", "launch", "tests", "benchmarks", "configs")
+
+
+@pytest.mark.parametrize("folder", OURS)
+def test_imported_names_exist(folder):
+    """The type checker cannot say: TensorFlow's lazy modules make it silent on attributes."""
+    wrong = {str(path): missing(path.read_text()) for path in (ROOT / folder).rglob("*.py")}
+    assert {path: names for path, names in wrong.items() if names} == {}
+    assert missing("from trainer.run.train import Summry") == {"trainer.run.train.Summry"}
+    assert missing("import trainer.steps") == {"trainer.steps"}
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem)
 def test_a_recipe_imports_only_the_config(path):
     assert {name.rpartition(".")[0] for name in imports(path.read_text())} == {"trainer.config"}

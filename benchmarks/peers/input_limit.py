@@ -10,7 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.peers import input_files
-from trainer.data.images import _CROP_BOX, _random_window
+from trainer.data.images import _random_window
+from trainer.data.streams import Stream
 
 _CROPS = 2048
 
@@ -22,7 +23,7 @@ def main() -> None:
 
     @tf.function(input_signature=[tf.TensorSpec([], tf.string), tf.TensorSpec([], tf.int64)])
     def window(image: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
-        seed = tf.stack([tf.constant(_CROP_BOX, tf.int64), position])
+        seed = tf.stack([tf.constant(Stream.RANDOM_RESIZED_CROP, tf.int64), position])
         return _random_window(tf.io.extract_jpeg_shape(image), seed)
 
     windows = np.stack([window(encoded[n % len(encoded)], n).numpy() for n in range(_CROPS)])

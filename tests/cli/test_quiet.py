@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.photo_files import write_photos
+
 ROOT = Path(__file__).parents[2]
 IMPORT, DEVICES = "E0000 noise of the import\n", "E0000 noise of the devices\n"
 TENSORFLOW = f"""
@@ -248,3 +250,22 @@ def test_tensorflow_itself_starts_quietly(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("error: data.global_batch_size (63) must be divisible")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_own_photos_train_without_a_line_of_tensorflow(photos, tmp_path):
+    """With all that the recipe does to images, on a smaller net and smaller images."""
+    data = write_photos(tmp_path / "photos", photos, train=16, val=4)
+    command = [sys.executable, "-m", "trainer.main", "--config=configs/photos_resnet18.py"]
+    settings = ("model.name=resnet20", "data.image_size=32", "num_epochs=3")
+    flags = [f"--data_dir={data}", f"--workdir={tmp_path / 'run'}"]
+    done = subprocess.run(
+        [*command, *flags, *(f"--set={setting}" for setting in settings)],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "best accuracy" in done.stdout

@@ -16,6 +16,7 @@ from tests.step_runs import StopAfter
 from trainer.config import AugmentConfig, Config
 from trainer.data import pipeline
 from trainer.errors import DivergedError, PreemptedError, UserError
+from trainer.failures import training_memory_advice
 from trainer.run import evaluation, train
 from trainer.run.folder import RunFolder
 from trainer.run.length import Length
@@ -183,17 +184,27 @@ def test_a_divergence_is_named_and_the_checkpoint_kept(linear_config, data_dir, 
 
 
 def test_a_lack_of_memory_suggests_what_to_try(linear_config, data_dir, tmp_path):
-    """TensorFlow's own allocator refuses, in the first loop."""
-    config = dataclasses.replace(with_model(linear_config, "hungry"), accumulation_steps=3)
+    """TensorFlow's own allocator refuses, in the first loop, after it has tried for ten seconds."""
     with pytest.raises(UserError) as caught:
-        _train(config, tmp_path, data_dir, num_replicas=2)
+        _train(with_model(linear_config, "hungry"), tmp_path, data_dir)
     message = str(caught.value)
     assert message.startswith(
-        "out of memory with 16 images at a time (data.global_batch_size 96 / 2 replica(s) / "
-        "accumulation_steps 3): try, with --set and a new --workdir, accumulation_steps=4 (the "
+        "out of memory with 96 images at a time (data.global_batch_size 96 / 1 replica(s) / "
+        "accumulation_steps 1): try, with --set and a new --workdir, accumulation_steps=2 (the "
     )
     assert len(message.splitlines()) == 1
     assert read_records(tmp_path / "metrics.jsonl", "train") == []
+
+
+def test_the_advice_counts_replicas_and_parts(linear_config):
+    """The next number of parts divides a replica's 48 images."""
+    config = dataclasses.replace(linear_config, accumulation_steps=4, precision="mixed_bfloat16")
+    cause, advice = training_memory_advice(config, num_replicas=2)
+    assert cause == (
+        "12 images at a time (data.global_batch_size 96 / 2 replica(s) / accumulation_steps 4)"
+    )
+    assert "accumulation_steps=6 (" in advice
+    assert "precision" not in advice  # it is half already
 
 
 def test_an_evaluation_that_miscounts_is_a_bug(linear_config, data_dir, tmp_path, monkeypatch):

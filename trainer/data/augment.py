@@ -161,14 +161,16 @@ def _solarize(image, strength):
 
 def _autocontrast(image, strength):
     del strength
-    colors = tf.transpose(_colors(image))  # each channel's values lie together
-    low = tf.reduce_min(colors, axis=1, keepdims=True)
-    high = tf.reduce_max(colors, axis=1, keepdims=True)
+    colors = _colors(image)
+    # By channel, not transposed: TensorFlow would transpose the bytes themselves, about which oneDNN
+    # logs an error on CPUs without AVX-512.
+    channels = tf.unstack(colors, axis=1)
+    low = tf.stack([tf.reduce_min(channel) for channel in channels])
+    high = tf.stack([tf.reduce_max(channel) for channel in channels])
     scale = tf.where(high > low, 255.0 / tf.maximum(high - low, 1.0), 1.0)
     offset = tf.where(high > low, -low * scale, 0.0)
     # Floating-point error may leave an integer slightly too small.
-    stretched = _cut_to_uint8(colors * scale + (offset + 1e-3))
-    return tf.reshape(tf.transpose(stretched), image.shape)
+    return tf.reshape(_cut_to_uint8(colors * scale + (offset + 1e-3)), image.shape)
 
 
 def _equalize(image, strength):
