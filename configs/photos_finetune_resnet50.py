@@ -10,6 +10,7 @@ MobileNetV2 in its place, 92 % on two classes of 245 photos (docs/models.md). Th
 ones for fine-tuning, and were not tuned.
 
 TPU slice: v5e:1x1.
+`trainer.preflight` sees no data, so give it `--set model.num_classes=N`.
 """
 
 from trainer.config import Config, DataConfig, ModelConfig, OptimizerConfig

@@ -7,6 +7,7 @@ photos on a laptop's CPU. The values are common ones for small data sets and wer
 have ImageNet weights, photos_finetune_resnet50.py needs fewer photos.
 
 TPU slice: v5e:1x1.
+`trainer.preflight` sees no data, so give it `--set model.num_classes=N`.
 """
 
 from trainer.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimizerConfig
