@@ -66,6 +66,7 @@ def test_what_no_tpu_computes_is_refused(setting, words):
 
 
 @canary
+@pytest.mark.slow  # the compiler takes half a minute
 def test_canary_the_command_compiles_a_small_net(tmp_path):
     """With the real compiler, as in CI: ResNet-20 on four chips, as JSON, and once more from the
     cache. FLOPs, by He et al. 2015: 40.6 million multiply-adds an image forward at 32 pixels; here
