@@ -27,18 +27,27 @@ VERBS = {
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_lists_the_verb_s_flags(stubs, verb):
-    result = run_main("--help", pythonpath=stubs, verb=verb)
+    result = run_main("-h" if verb == "trainer.main" else "--help", pythonpath=stubs, verb=verb)
     assert (result.returncode, result.stderr) == (0, "")
     listed = re.findall(r"^  --(?:\[no\])?(\w+)", result.stdout, re.MULTILINE)
-    assert listed == sorted(VERBS[verb].FLAGS)
+    assert listed == sorted([*VERBS[verb].FLAGS, "verbosity"])
     assert max(len(line) for line in result.stdout.partition("  --")[2].splitlines()) <= 80
     if verb == "trainer.main":
         expected = {"config", "set", "strategy", "tpu", "workdir", "data_dir", "virtual_devices"}
         assert expected <= set(listed)
         everything = run_main("--helpfull", pythonpath=stubs)
-        assert {*listed, "verbosity", "pdb"} <= set(
-            re.findall(r"--(?:\[no\])?(\w+)", everything.stdout)
-        )
+        found = set(re.findall(r"--(?:\[no\])?(\w+)", everything.stdout))
+        assert {*listed, "pdb"} <= found
+        assert {"only_check_flags", "only_check_args"} & found == set()
+
+
+def test_help_has_none_of_absl_s_texts(stubs):
+    text = run_main("--help", pythonpath=stubs, verb="trainer.inspect").stdout
+    assert "\n    python -m trainer.inspect --diff" in text  # an example, indented
+    assert "\n      Output format. Values: table, md, json.\n" in text
+    assert "\n      FIELD=VALUE sets a field" in text
+    assert "\n      0 shows the libraries' own output" in text
+    assert [part for part in ("|", "repeat this option", "included") if part in text] == []
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,8 @@ class ConfigFlags:
         self._settings = flags.DEFINE_multi_string(
             "set",
             [],
-            "FIELD=VALUE sets a field of the config, such as optimizer.learning_rate=0.8",
+            "FIELD=VALUE sets a field of the config, such as optimizer.learning_rate=0.8. "
+            "May be repeated.",
             flag_values=own,
         )
         self._help = flags.DEFINE_bool(
