@@ -2,13 +2,12 @@
 
 import difflib
 import io
-import os
 import re
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags
 
@@ -64,12 +63,40 @@ def run(
             return EXIT_INTERRUPTED
 
     _import_from_here()
-    for stream in (sys.stdout, sys.stderr):  # a file's name may not be valid text
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    _prepare_output()
     description = sys.modules[verb.__module__].__doc__ or ""
     app.run(main, argv=argv, flags_parser=lambda argv: _parse(name, description, own, argv))
     raise AssertionError("app.run exits")
+
+
+class _Output(io.FileIO):
+    """A standard stream. After its reader has gone, as in `| head`, it drops what is written.
+
+    So the command finishes its work and exits with its own code. A training should not end because
+    nobody reads its terminal output: its log is in its folder, and Ctrl-C still saves and ends it.
+    """
+
+    def write(self, b: Any, /) -> int:
+        try:
+            return super().write(b)
+        except BrokenPipeError:
+            return memoryview(b).nbytes
+
+
+def _prepare_output() -> None:
+    """Lets stdout and stderr take any text, such as a file's name, and outlive their readers."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+            if stream is getattr(sys, f"__{name}__"):  # not replaced, for example by pytest
+                output = io.TextIOWrapper(
+                    io.BufferedWriter(_Output(stream.fileno(), "w", closefd=False)),
+                    encoding=stream.encoding,
+                    errors=stream.errors,
+                    line_buffering=stream.line_buffering or stream.write_through,
+                )
+                setattr(sys, name, output)
 
 
 def _import_from_here() -> None:
@@ -167,10 +194,7 @@ def _help_of(flag: flags.Flag) -> str:
 
 def print_and_exit(text: str) -> NoReturn:
     """Prints what a flag such as `--help` asks for, and exits 0."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:  # `| head` has read enough; at exit, Python would write again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print(text)
     sys.exit(EXIT_DONE)
 
 
