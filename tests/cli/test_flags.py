@@ -83,7 +83,8 @@ def test_the_config_is_printed_before_a_verb_begins(stubs, tmp_path, verb):
     assert override(Config(), lines) == override(load(recipe), ["seed=7"])
     result = run_main(*arguments, "--help_config", pythonpath=stubs, verb=verb)
     assert (result.returncode, result.stderr) == (0, "")
-    assert "\noptimizer.learning_rate = 0.4\n    a number, above 0\n" in result.stdout
+    assert "\noptimizer.learning_rate = 0.1 (here 0.4)\n    a number, above 0\n" in result.stdout
+    assert "\nseed = 0 (here 7)\n" in result.stdout
     message = only_line(run_main("--set=sed=7", "--print_config", pythonpath=stubs, verb=verb))
     assert message == "sed: unknown field; did you mean 'seed'?"
 

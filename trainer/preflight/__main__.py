@@ -1,6 +1,8 @@
 """`python -m trainer.preflight`: compiles the train step for a TPU slice, on a machine without one.
 
-python -m trainer.preflight --config=configs/imagenet_resnet50.py --tpu=v5e:2x4
+    python -m trainer.preflight --config=configs/imagenet_resnet50.py --tpu=v5e:2x4
+
+Prints memory and FLOPs per core. If the program does not fit, searches for a batch that does.
 """
 
 import json
