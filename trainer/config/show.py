@@ -70,9 +70,9 @@ def markdown() -> str:
         "",
         "Generated from `trainer/config/fields.py` by `python -m trainer.config > docs/config.md`.",
         "",
-        "`--set FIELD=VALUE` sets a field, and `--print_config` prints the config that a command would "
-        f"use. `--help_config` prints {HELP_CONFIG}. A field with a * does not change the result: it "
-        f"{_FREE}.",
+        "`--set FIELD=VALUE` sets a field, and `--print_config` prints the config that a command "
+        f"would use. `--help_config` prints {HELP_CONFIG}. A field with a * does not change the "
+        f"result: it {_FREE}.",
     ]
     for group in _groups(Config()):
         lines += ["", f"## {group.name}" if group.name else "## Run", "", group.title, ""]
