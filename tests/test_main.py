@@ -32,6 +32,12 @@ DIGITS = str(ROOT / "configs" / "digits_resnet20.py")
             ["--learning_rate=0.8"],
             ["--learning_rate: not a flag of trainer.main", "--set optimizer.learning_rate=…"],
         ),
+        (["--epochs=3"], ["--set num_epochs=…"]),
+        (["--batch_size=64"], ["--set data.global_batch_size=…"]),
+        (["--weight-decay=0.1"], ["--set optimizer.weight_decay=…"]),
+        (["--lr=0.1"], ["--help lists the flags of trainer.main, --help_config what --set takes"]),
+        (["--only_check_flags"], ["--only_check_flags: not a flag of trainer.main"]),
+        (["--flagfile=/nope"], ["Unable to open flagfile: ", "'/nope'"]),
         (["--stategy=mirrored"], ["--stategy: not a flag of", "did you mean --strategy?"]),
         (["--out=model.safetensors"], ["--out: not a flag of trainer.main"]),
         (["--notpu=x"], ["--notpu: not a flag"]),
@@ -70,6 +76,7 @@ def test_bad_arguments(stubs, tmp_path, arguments, parts):
     workdir = tmp_path / "run"
     message = only_line(run_main(f"--workdir={workdir}", *arguments, pythonpath=stubs))
     assert [part for part in parts if part not in message] == []
+    assert "ERROR" not in message
     assert not workdir.exists()
 
 

@@ -13,6 +13,7 @@ import pytest
 from packaging.specifiers import SpecifierSet
 
 import trainer
+from tests.test_imports import WITHOUT_TENSORFLOW
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -70,8 +71,10 @@ def test_the_classifiers_match_the_allowed_pythons():
 
 def test_pyright_knows_each_folder_that_it_checks_without_exceptions():
     environments = PYPROJECT["tool"]["pyright"]["executionEnvironments"]
-    missing = [e["root"] for e in environments if not (ROOT / e["root"]).exists()]
-    assert missing == []
+    roots = [e["root"] for e in environments]
+    assert [root for root in roots if not (ROOT / root).exists()] == []
+    free = {f"trainer/{name.replace('.', '/')}" for name in WITHOUT_TENSORFLOW}
+    assert {root.removesuffix(".py") for root in roots if root.startswith("trainer/")} == free
 
 
 @pytest.fixture(scope="module")

@@ -38,8 +38,7 @@ def _die_in(owner: Any, name: str, count: int, last_deed: Callable, before: bool
 def _arm(where: str, count: int) -> None:
     from tensorflow.python.checkpoint import checkpoint_management
 
-    from trainer.run import checkpoint
-    from trainer.run import log as summaries
+    from trainer.run import checkpoint, log
 
     def nothing(*args) -> None:
         pass
@@ -48,9 +47,9 @@ def _arm(where: str, count: int) -> None:
         newest = max(Path(folder).glob("ckpt-*.data*"), key=lambda path: path.stat().st_mtime_ns)
         os.truncate(newest, newest.stat().st_size // 2)
 
-    def halve_logs(log, *args) -> None:
-        log.flush()
-        metrics = Path(log._metrics.name)
+    def halve_logs(run_log, *args) -> None:
+        run_log.flush()
+        metrics = Path(run_log._metrics.name)
         for path in (metrics, max(metrics.parent.glob("train/events*"))):
             os.truncate(path, path.stat().st_size - 20)
 
@@ -59,8 +58,8 @@ def _arm(where: str, count: int) -> None:
         "checkpoint": (checkpoint_management, pointer, count, nothing, True),
         "half": (checkpoint_management, pointer, count, halve_data, True),
         "best": (checkpoint.Checkpoints, "save_best", count, nothing, False),
-        "metrics": (summaries.RunLog, "train", count, halve_logs, False),
-        "resume": (summaries, "_drop_events_after", count, nothing, False),
+        "metrics": (log.RunLog, "train", count, halve_logs, False),
+        "resume": (log, "_drop_events_after", count, nothing, False),
     }
     if where != "never":
         _die_in(*places[where])

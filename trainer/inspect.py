@@ -1,8 +1,10 @@
 """`python -m trainer.inspect`: shows a model's stages and blocks, and what each costs and sees.
 
-python -m trainer.inspect --model=resnet50 --image_size=224
-python -m trainer.inspect --diff resnet50 resnet50d
-python -m trainer.inspect --model=resnet50 --image=photo.jpg --set model.weights=resnet50.pth
+    python -m trainer.inspect --model=resnet50 --image_size=224
+    python -m trainer.inspect --diff resnet50 resnet50d
+    python -m trainer.inspect --model=resnet50 --image=photo.jpg --set model.weights=resnet50.pth
+
+`--diff` compares two models; `--image` shows each stage's output for an image.
 """
 
 import dataclasses

@@ -66,10 +66,13 @@ def test_a_fraction_that_leaves_nothing_is_said(photo_folder):
 
 
 def test_what_is_wrong_with_a_folder_is_said(photo_folder, tmp_path):
-    assert (
-        "there/train: cannot be listed (No such file or directory); images must be in"
-        in refusal(photo_config(path="there"), "train", tmp_path)
-    )
+    message = refusal(photo_config(path="there"), "train", tmp_path)
+    assert "there/train: cannot be listed (No such file or directory); " in message
+    assert "; the folder of the data is set by --data_dir and data.path; images must be" in message
+    for config in (photo_config(), photo_config(eval_fraction=0.3)):
+        message = refusal(config, "train", tmp_path / "nowhere")
+        assert "; the folder of the data is set by --data_dir" in message
+        assert "data.path" not in message
     (tmp_path / "train").mkdir()
     assert "train: has no images in folders of classes" in refusal(
         photo_config(), "train", tmp_path

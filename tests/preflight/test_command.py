@@ -54,6 +54,16 @@ def test_a_mistake_is_one_line_before_tensorflow_is_imported(arguments, words, t
 
 
 @pytest.mark.parametrize(
+    "arguments", [["--config=configs/photos_resnet18.py"], ["--set=seed=x"], ["--tpu=v5e:3"]]
+)
+def test_a_mistake_is_json_too(arguments):
+    done = run("--tpu=v5e:2x2", "--json", *arguments)
+    assert done.returncode == 2
+    found = json.loads(done.stdout)
+    assert found == {"status": "error", "error": done.stderr.strip().removeprefix("error: ")}
+
+
+@pytest.mark.parametrize(
     ("setting", "words"),
     [
         ("precision=mixed_float16", "--set precision=mixed_bfloat16"),

@@ -38,6 +38,12 @@ def test_without_this_compiler_it_says_how_to_get_it(tmp_path, installed, words)
     compiler.check_environment(python.parents[1])
 
 
+def test_an_installed_package_says_that_it_needs_a_checkout(tmp_path, monkeypatch):
+    monkeypatch.setattr(compiler, "_ROOT", tmp_path)
+    with pytest.raises(UserError, match="is not installed: clone the repository, and run make"):
+        compiler.check_environment(tmp_path / ".venv-preflight")
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -309,3 +310,27 @@ def test_the_command_trains_on_two_replicas_and_reports_it(data_dir, tmp_path):
     assert other.returncode == 2
     assert other.stderr.startswith(f"error: --workdir={tmp_path}: holds a run that computes")
     assert "seed is 1, was 0" in other.stderr
+
+
+def test_a_training_outlives_the_reader_of_its_output(data_dir, tmp_path):
+    """As in `| head`: it trains to its end, with its log and checkpoint complete."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    settings = ("model.name=tests.small_models.linear", "num_epochs=1", "optimizer.warmup_epochs=0")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "trainer.main", f"--workdir={tmp_path}"),
+            *(f"--data_dir={data_dir}", *(f"--set={setting}" for setting in settings)),
+        ],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+    steps = [record["step"] for record in read_records(tmp_path / "metrics.jsonl", "train")]
+    assert steps == list(range(1, 23))  # 1437 / 64 = 22.45
+    assert (tmp_path / "checkpoints" / "ckpt-22.index").exists()
+    assert (tmp_path / "DONE").exists()

@@ -2,12 +2,12 @@
 
 import difflib
 import io
-import os
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags
 
@@ -56,17 +56,47 @@ def run(
         except DivergedError as error:
             print(f"diverged: {error}", file=sys.stderr)
             return EXIT_DIVERGED
-        except KeyboardInterrupt:  # once training begins, it handles Ctrl-C itself (see train.py)
+        except (
+            KeyboardInterrupt
+        ):  # once training begins, it handles Ctrl-C itself (see run/signals.py)
             print("stopped", file=sys.stderr)
             return EXIT_INTERRUPTED
 
     _import_from_here()
-    for stream in (sys.stdout, sys.stderr):  # a file's name may not be valid text
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    _prepare_output()
     description = sys.modules[verb.__module__].__doc__ or ""
     app.run(main, argv=argv, flags_parser=lambda argv: _parse(name, description, own, argv))
     raise AssertionError("app.run exits")
+
+
+class _Output(io.FileIO):
+    """A standard stream. After its reader has gone, as in `| head`, it drops what is written.
+
+    So the command finishes its work and exits with its own code. A training should not end because
+    nobody reads its terminal output: its log is in its folder, and Ctrl-C still saves and ends it.
+    """
+
+    def write(self, b: Any, /) -> int:
+        try:
+            return super().write(b)
+        except BrokenPipeError:
+            return memoryview(b).nbytes
+
+
+def _prepare_output() -> None:
+    """Lets stdout and stderr take any text, such as a file's name, and outlive their readers."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+            if stream is getattr(sys, f"__{name}__"):  # not replaced, for example by pytest
+                output = io.TextIOWrapper(
+                    io.BufferedWriter(_Output(stream.fileno(), "w", closefd=False)),
+                    encoding=stream.encoding,
+                    errors=stream.errors,
+                    line_buffering=stream.line_buffering or stream.write_through,
+                )
+                setattr(sys, name, output)
 
 
 def _import_from_here() -> None:
@@ -90,59 +120,81 @@ def _parse(name: str, description: str, own: flags.FlagValues, argv: Sequence[st
         flag = error.flagname
         _exit_with_error(f"--{flag}: not a flag of {name}; {_advice(flag, own, name)}")
     except (flags.Error, ValueError) as error:
-        _exit_with_error(f"{error} (--help lists the flags of {name})")
+        reason = str(error).removeprefix("ERROR:: ")
+        _exit_with_error(f"{reason} (--help lists the flags of {name})")
     own.mark_as_parsed()
     flags.FLAGS.mark_as_parsed()
     if known["help"].value or known["helpfull"].value:
-        print_and_exit(_help(description, known if known["helpfull"].value else own))
+        shown = known if known["helpfull"].value else [*own, "verbosity"]
+        print_and_exit(_help(description, [known[name] for name in sorted(shown) if len(name) > 1]))
     if len(rest) > 1:
         _exit_with_error(f"{rest[1]!r}: arguments must be flags, such as --config={rest[1]}")
     return rest
 
 
 def _absl_flags() -> flags.FlagValues:
-    """Returns absl's own flags, but those of its help, which knows only what `__main__` defines."""
+    """Returns absl's own flags.
+
+    Not those of its help, which knows only what `__main__` defines; nor `--only_check_flags` and
+    `--only_check_args`, which would approve a config that they don't check.
+    """
     found = flags.FlagValues()
     for module, of_module in flags.FLAGS.flags_by_module_dict().items():
         for flag in of_module:
-            if module.startswith("absl.") and "help" not in flag.name:
+            if module.startswith("absl.") and not re.search("help|only_check", flag.name):
                 found[flag.name] = flag
     return found
 
 
 _HELP = flags.FlagValues()
-flags.DEFINE_bool("help", False, "List the verb's flags and exit.", _HELP, short_name="?")
+flags.DEFINE_bool("help", False, "List the verb's flags and exit.", _HELP, short_name="h")
 flags.DEFINE_bool("helpfull", False, "List absl's flags too and exit.", _HELP)
 
 
 def _advice(flag: str, own: flags.FlagValues, name: str) -> str:
     """Returns what to type instead of a flag that the verb does not have."""
-    if near := difflib.get_close_matches(flag, list(own), n=1):
+    flag = flag.replace("-", "_")
+    if near := difflib.get_close_matches(flag, list(own), n=1, cutoff=0.7):
         return f"did you mean --{near[0]}?"
-    fields = [path for path in config_lib.to_dict(config_lib.Config()) if "set" in own]
-    if of_config := [path for path in fields if flag in (path, path.rpartition(".")[2])]:
-        return f"did you mean --set {of_config[0]}=…?"
-    return f"--help lists the flags of {name}"
+    if "set" not in own:
+        return f"--help lists the flags of {name}"
+    fields = list(config_lib.to_dict(config_lib.Config()))
+    last_parts = [path.rpartition(".")[2] for path in fields]
+    near = difflib.get_close_matches(flag, last_parts, n=1, cutoff=0.7)
+    for ending in (f".{flag}", f"_{flag}", *(f".{part}" for part in near)):
+        for path in fields:
+            if f".{path}".endswith(ending):
+                return f"did you mean --set {path}=…?"
+    return f"--help lists the flags of {name}, --help_config what --set takes"
 
 
-def _help(description: str, shown: flags.FlagValues) -> str:
+def _help(description: str, shown: Sequence[flags.Flag]) -> str:
     lines = [description.strip(), ""]
-    for flag in [shown[name] for name in sorted(shown) if len(name) > 1]:
+    for flag in shown:
         default = ",".join(flag.default) if isinstance(flag.default, list) else flag.default
         default = "" if flag.boolean or default in (None, "") else f"={default}"
         lines.append(f"  --{'[no]' * flag.boolean}{flag.name}{default}")
         indent = " " * 6
-        text = " ".join((flag.help or "").split())
+        text = " ".join(_help_of(flag).split())
         lines += textwrap.wrap(text, _WIDTH, initial_indent=indent, subsequent_indent=indent)
     return "\n".join([*lines, "", "--helpfull lists the flags of absl too."])
 
 
+def _help_of(flag: flags.Flag) -> str:
+    """Returns a flag's help without what absl puts into it."""
+    text = flag.help or ""
+    if flag.name == "verbosity":
+        return "0 shows the libraries' own output too, such as that of TensorFlow's start."
+    if isinstance(flag, flags.EnumFlag):
+        values = flag.parser.enum_values
+        text = text.removeprefix(f"<{'|'.join(values)}>: ")
+        return f"{text} Values: {', '.join(values)}."
+    return text.partition(";\n    repeat this option")[0]
+
+
 def print_and_exit(text: str) -> NoReturn:
     """Prints what a flag such as `--help` asks for, and exits 0."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:  # `| head` has read enough; at exit, Python would write again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print(text)
     sys.exit(EXIT_DONE)
 
 

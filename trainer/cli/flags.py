@@ -33,13 +33,14 @@ class ConfigFlags:
         self._settings = flags.DEFINE_multi_string(
             "set",
             [],
-            "FIELD=VALUE sets a field of the config, such as optimizer.learning_rate=0.8",
+            "FIELD=VALUE sets a field of the config, such as optimizer.learning_rate=0.8. "
+            "May be repeated.",
             flag_values=own,
         )
         self._help = flags.DEFINE_bool(
             "help_config",
             False,
-            "List the fields of the config, with the values of --config, and exit.",
+            f"Print {show.HELP_CONFIG}, and exit.",
             flag_values=own,
         )
         self._print = flags.DEFINE_bool(
@@ -60,17 +61,11 @@ class ConfigFlags:
             UserError: for a file, field or value that is wrong.
             SystemExit: after it has printed what `--help_config` or `--print_config` ask for.
         """
-        if self._help.value:
-            shown, whose = Config(), "the defaults; --config=FILE shows those of a file"
-            if self.path.present:
-                shown, whose = config_lib.load(self.path.value), f"those of {self.path.value}"
-            print_and_exit(
-                f"--set FIELD=VALUE sets a field. The values below are\n{whose}.\n\n"
-                f"{show.help_text(shown)}"
-            )
         if default is None or self.path.present:
             default = config_lib.load(self.path.value)
         config = config_lib.override(default, [*self._settings.value, *settings])
+        if self._help.value:
+            print_and_exit(show.help_text(config))
         if self._print.value:
             print_and_exit(show.values_text(config))
         return config

@@ -12,12 +12,18 @@ from trainer.config.fields import Config
 from trainer.config.text import describe, spell
 
 _WIDTH = 80
+# What `--help_config` prints, for its flag, its first line and docs/config.md.
+HELP_CONFIG = (
+    "each field's default, type, range and meaning, and its value in the command's config if that "
+    "differs"
+)
 _FREE = "may change when a run resumes"  # of a field that does not change results
 
 
 class _Row(NamedTuple):
     path: str
-    value: str
+    default: str
+    value: str  # in the config
     values: str  # which it takes, in words
     meaning: str
     changes_results: bool
@@ -30,13 +36,19 @@ class _Group(NamedTuple):
 
 
 def help_text(config: Config) -> str:
-    """Returns every field with its value in `config`, the values that it takes, and its meaning."""
-    lines = []
+    """Returns every field with its default, the values that it takes, its meaning, and its value
+    in `config` if that is another."""
+    lines = [
+        "--set FIELD=VALUE sets a field.",
+        *textwrap.wrap(f"Below: {HELP_CONFIG}.", _WIDTH),
+        "",
+    ]
     for group in _groups(config):
         lines += [*textwrap.wrap(group.title, _WIDTH), "-" * _WIDTH]
         for row in group.rows:
             free = "" if row.changes_results else f"; {_FREE}"
-            lines.append(f"{row.path} = {row.value}")
+            other = "" if row.value == row.default else f" (here {row.value})"
+            lines.append(f"{row.path} = {row.default}{other}")
             lines += _indented(f"{row.values}{free}", "    ")
             lines += _indented(row.meaning, "    ")
         lines.append("")
@@ -58,16 +70,16 @@ def markdown() -> str:
         "",
         "Generated from `trainer/config/fields.py` by `python -m trainer.config > docs/config.md`.",
         "",
-        "`--set FIELD=VALUE` sets a field, `--help_config` prints this page with the defaults of "
-        "`--config`, and `--print_config` prints the config that a command would use. A field with "
-        f"a * does not change the result: it {_FREE}.",
+        "`--set FIELD=VALUE` sets a field, and `--print_config` prints the config that a command "
+        f"would use. `--help_config` prints {HELP_CONFIG}. A field with a * does not change the "
+        f"result: it {_FREE}.",
     ]
     for group in _groups(Config()):
         lines += ["", f"## {group.name}" if group.name else "## Run", "", group.title, ""]
         lines += ["| field | default | values | meaning |", "| --- | --- | --- | --- |"]
         for row in group.rows:
             free = "" if row.changes_results else " *"
-            cells = (f"`{row.path}`{free}", f"`{row.value}`", row.values, row.meaning)
+            cells = (f"`{row.path}`{free}", f"`{row.default}`", row.values, row.meaning)
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -80,10 +92,12 @@ def _groups(config: Config) -> Iterator[_Group]:
         if dataclasses.is_dataclass(value):
             sections[field.name] = value
     for name, section in sections.items():
+        defaults = type(section)()
         annotations = typing.get_type_hints(type(section))
         rows = [
             _Row(
                 f"{section.PATH}{field.name}",
+                spell(getattr(defaults, field.name)),
                 spell(getattr(section, field.name)),
                 _values(annotations[field.name], field.metadata["rule"]),
                 field.metadata["meaning"],

@@ -39,7 +39,8 @@ def open_source(config: Config, split: str, data_dir: str) -> "FolderSource":
             without images, or a class that the training split does not have.
     """
     root = local_folder(config, data_dir)
-    listing = list_images(config, split, root)
+    set_by = "--data_dir and data.path" if config.data.path else "--data_dir"
+    listing = list_images(config, split, root, set_by)
     if listing.problems and config.data.on_bad_example == "fail":
         first, *others = listing.problems
         more = f" (and {len(others)} more)" if others else ""
@@ -51,10 +52,13 @@ def open_source(config: Config, split: str, data_dir: str) -> "FolderSource":
     return FolderSource(listing, config.data.channels)
 
 
-def list_images(config: Config, split: str, root: Path) -> Listing:
+def list_images(config: Config, split: str, root: Path, root_set_by: str) -> Listing:
     """Lists the files of a split, in the order of their paths' hashes.
 
     So the order neither depends on the file system nor follows the classes.
+
+    Args:
+        root_set_by: the flag that sets `root`, for messages.
 
     Raises:
         UserError: if there are none.
@@ -64,11 +68,11 @@ def list_images(config: Config, split: str, root: Path) -> Listing:
         folder, class_folder = root / split, root / data.train_split
     else:
         folder = class_folder = root
-    class_names = _folders(class_folder, config)
+    class_names = _folders(class_folder, config, root_set_by)
     labels = {name: label for label, name in enumerate(class_names)}
     problems = []
     by_hash: list[tuple[bytes, ImageFile]] = []
-    for name in class_names if folder == class_folder else _folders(folder, config):
+    for name in class_names if folder == class_folder else _folders(folder, config, root_set_by):
         names = _files(folder / name)
         if not names:
             problems.append(f"{folder / name}: has no images")
@@ -99,13 +103,13 @@ def _is_held_out(digest: bytes, fraction: float) -> bool:
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
-def _folders(folder: Path, config: Config) -> tuple[str, ...]:
+def _folders(folder: Path, config: Config, root_set_by: str) -> tuple[str, ...]:
     try:
         entries = os.scandir(folder)
     except OSError as error:
-        hint = ""
+        hint = f"; the folder of the data is set by {root_set_by}"
         if config.data.eval_fraction is None:
-            hint = (
+            hint += (
                 "; images must be in <root>/<split>/<class>/, with the splits "
                 f"{config.data.train_split!r} and {config.data.eval_split!r} (data.train_split, "
                 "data.eval_split), or in <root>/<class>/ with data.eval_fraction"

@@ -66,7 +66,9 @@ def prepare(request: Request) -> None:
             there are bad ones, unless they are skipped.
     """
     out, config = request.out, _config(request)
-    listings = {split: list_images(config, split, request.source) for split in request.splits}
+    listings = {
+        split: list_images(config, split, request.source, "--source") for split in request.splits
+    }
     problems = [problem for listing in listings.values() for problem in listing.problems]
     shards = {split: _plan(split, listing, request) for split, listing in listings.items()}
     with _only_writer(out):

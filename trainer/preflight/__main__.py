@@ -1,6 +1,8 @@
 """`python -m trainer.preflight`: compiles the train step for a TPU slice, on a machine without one.
 
-python -m trainer.preflight --config=configs/imagenet_resnet50.py --tpu=v5e:2x4
+    python -m trainer.preflight --config=configs/imagenet_resnet50.py --tpu=v5e:2x4
+
+Prints memory and FLOPs per core. If the program does not fit, searches for a batch that does.
 """
 
 import json
@@ -51,6 +53,16 @@ _TIME_LIMIT_S = flags.DEFINE_float(
 def preflight() -> int:
     """Compiles according to the flags, prints the result and returns the exit code: 0, or 2 if the
     program does not fit."""
+    try:
+        return _preflight(*_request())
+    except UserError as error:
+        if _JSON.value:
+            print(json.dumps({"status": "error", "error": str(error)}))
+        raise
+
+
+def _request() -> tuple[Config, Slice]:
+    """Returns what the flags ask to compile, checked."""
     settings = []
     if _GLOBAL_BATCH_SIZE.value is not None:
         settings.append(f"data.global_batch_size={_GLOBAL_BATCH_SIZE.value}")
@@ -65,12 +77,7 @@ def preflight() -> int:
             "model.num_classes is none, and there are no data: --set model.num_classes=NUMBER"
         )
     check_environment()
-    try:
-        return _preflight(config, target)
-    except UserError as error:
-        if _JSON.value:
-            print(json.dumps({"status": "error", "error": str(error)}))
-        raise
+    return config, target
 
 
 def _preflight(config: Config, target: Slice) -> int:

@@ -121,6 +121,8 @@ def _broken(what: str, last_line: str, python: Path) -> str:
 
 
 def _install(folder: Path) -> str:
+    if not (_ROOT / "Makefile").exists():  # installed as a package
+        return "clone the repository, and run make preflight-env and preflight there (1.2 GB)"
     return f"rm -rf {folder} && make preflight-env (1.2 GB)"
 
 

@@ -16,6 +16,7 @@ from trainer import config as config_lib
 from trainer.errors import UserError
 from trainer.models.build import build_model
 from trainer.models.weights import tensor_file
+from trainer.models.weights.export import export
 from trainer.models.weights.load import load_weights
 from trainer.models.weights.saved import read_checkpoint
 from trainer.step.state import TrainState
@@ -69,6 +70,20 @@ def test_a_checkpoint_that_is_not_a_run_s_is_refused(tmp_path, small_config):
     path = tf.train.Checkpoint(x=tf.Variable(1.0)).write(str(tmp_path / "other"))
     with pytest.raises(UserError, match=r"other: is not a checkpoint of a run"):
         read_checkpoint(Path(path))
+
+
+def test_a_path_without_a_checkpoint_is_refused_with_what_it_must_be(tmp_path, small_config):
+    """An export takes runs alone, `model.weights` files of tensors too."""
+    path = tmp_path / "missing"
+    with pytest.raises(UserError) as caught:
+        export(path, tmp_path / "x.safetensors")
+    there = "a run's folder or a checkpoint, but it does not exist"
+    assert str(caught.value) == f"--run={path}: must be {there}"
+    loading = config_lib.override(small_config, [f"model.weights={path}"])
+    with pytest.raises(UserError) as caught:
+        load_weights(loading, build_model(loading, channels=1))
+    suffixes = ", ".join(tensor_file.SUFFIXES)
+    assert str(caught.value) == f"model.weights: {path}: must be weights ({suffixes}), {there}"
 
 
 @pytest.mark.parametrize("setting", ["model.batch_norm_epsilon=0.001", "model.blur_pool=true"])

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from trainer.errors import UserError
 from trainer.models.weights import tensor_file
 from trainer.models.weights.names import libraries, torch_tensors
 from trainer.models.weights.saved import read_checkpoint
@@ -23,7 +24,10 @@ def export(run: Path, out: Path, average: bool | None = None) -> str:
     Raises:
         UserError: if there is no checkpoint to read, or the file cannot be written.
     """
-    saved = read_checkpoint(run, average)
+    try:
+        saved = read_checkpoint(run, average)
+    except UserError as error:
+        raise UserError(f"--run={error}") from None
     name = saved.config.model.name
     tensors = torch_tensors(name, saved.model)
     metadata = {key: json.dumps(value) for key, value in saved.metadata.items()}

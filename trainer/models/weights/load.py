@@ -63,7 +63,8 @@ def load_weights(config: Config, model: tf_keras.Model) -> str:
 def _read(path: Path) -> _Weights:
     """Reads a file of tensors, a run's folder or a checkpoint."""
     if path.suffix.lower() not in tensor_file.SUFFIXES:
-        saved = read_checkpoint(path)
+        files = f"weights ({', '.join(tensor_file.SUFFIXES)})"
+        saved = read_checkpoint(path, expected=f"{files}, a run's folder or a checkpoint")
         tensors = torch_tensors(saved.config.model.name, saved.model)
         metadata = saved.metadata
         return _Weights(saved.origin, tensors, metadata["config"], metadata["class_names"])

@@ -12,7 +12,6 @@ from trainer import config as config_lib
 from trainer.config import Config
 from trainer.errors import UserError
 from trainer.models.build import build_model
-from trainer.models.weights import tensor_file
 
 _METADATA = "metadata/.ATTRIBUTES/py_state"
 # What TensorFlow raises for a checkpoint that is damaged, or has other shapes.
@@ -28,18 +27,21 @@ class SavedModel(NamedTuple):
     origin: str  # which of a checkpoint's weights, and the checkpoint's path
 
 
-def read_checkpoint(path: Path, average: bool | None = None) -> SavedModel:
+def read_checkpoint(
+    path: Path, average: bool | None = None, expected: str = "a run's folder or a checkpoint"
+) -> SavedModel:
     """Reads the model of a checkpoint, built from the config in it.
 
     Args:
         path: a run's folder (its best checkpoint, or else the last), a folder of checkpoints (the
             last), or a checkpoint, such as `checkpoints/ckpt-561`.
         average: read the moving average of the weights; None: if there is one.
+        expected: what the path must be, for the error's text.
 
     Raises:
         UserError: if there is no checkpoint of a run, or it cannot be read.
     """
-    checkpoint = _checkpoint_at(path)
+    checkpoint = _checkpoint_at(path, expected)
     policy = tf_keras.mixed_precision.global_policy()
     try:
         reader = tf.train.load_checkpoint(checkpoint)
@@ -79,7 +81,7 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def _checkpoint_at(path: Path) -> str:
+def _checkpoint_at(path: Path, expected: str) -> str:
     try:
         path = path.with_suffix("") if path.suffix == ".index" else path
         if Path(f"{path}.index").exists():
@@ -96,7 +98,4 @@ def _checkpoint_at(path: Path) -> str:
             there = "it holds no checkpoint" if path.is_dir() else "it is another kind of file"
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    raise UserError(
-        f"{path}: must be weights ({', '.join(tensor_file.SUFFIXES)}), a run's folder or a "
-        f"checkpoint, but {there}"
-    )
+    raise UserError(f"{path}: must be {expected}, but {there}")
