@@ -56,9 +56,8 @@ def run(
         except DivergedError as error:
             print(f"diverged: {error}", file=sys.stderr)
             return EXIT_DIVERGED
-        except (
-            KeyboardInterrupt
-        ):  # once training begins, it handles Ctrl-C itself (see run/signals.py)
+        except KeyboardInterrupt:
+            # Once the training has begun, it handles Ctrl-C itself (see run/signals.py).
             print("stopped", file=sys.stderr)
             return EXIT_INTERRUPTED
 
