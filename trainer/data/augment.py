@@ -162,8 +162,8 @@ def _solarize(image, strength):
 def _autocontrast(image, strength):
     del strength
     colors = _colors(image)
-    # By channel, not transposed: TensorFlow would transpose the bytes themselves, and oneDNN logs an
-    # error about that on CPUs without AVX-512.
+    # By channel, not transposed: TensorFlow would transpose the bytes themselves, and oneDNN
+    # logs errors about that on CPUs without AVX-512.
     channels = tf.unstack(colors, axis=1)
     low = tf.stack([tf.reduce_min(channel) for channel in channels])
     high = tf.stack([tf.reduce_max(channel) for channel in channels])
