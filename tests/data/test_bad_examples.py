@@ -312,7 +312,10 @@ def test_a_run_stops_and_names_the_file_then_goes_on_by_skipping(folder, tmp_pat
         run(config, folder, workdir)
     message = str(caught.value)
     assert message.startswith(f"bad example: {bad}: Unknown image file format")
-    assert "or continue with --set data.on_bad_example=skip" in message
+    assert message.endswith(
+        "; fix it, or continue with --set data.on_bad_example=skip; removing it changes the data, "
+        "which needs another --workdir"
+    )
     del caught  # and the folder's lock with it
 
     summary = run(with_data(config, on_bad_example="skip"), folder, workdir, num_replicas=2)
