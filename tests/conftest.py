@@ -60,7 +60,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture
 def any_model(request: pytest.FixtureRequest, recipe_folder: Path, monkeypatch) -> str:
     """The name of a model that can be built."""
-    if request.param == RECIPE:
+    if request.param == RECIPE and not request.config.getoption("--model"):
         monkeypatch.syspath_prepend(recipe_folder)
     return request.param
 

@@ -120,8 +120,8 @@ def bad_examples_reported(config: Config, first_bad: Callable[[], str | None]) -
         if found is None:
             raise
         advice = (
-            "fix it, or continue with --set data.on_bad_example=skip; without the file the data "
-            "are other data, which need another --workdir"
+            "fix it, or continue with --set data.on_bad_example=skip; removing it changes the "
+            "data, which needs another --workdir"
         )
         if config.data.on_bad_example == "skip":
             advice = "all examples tried in its place are bad, too: check the data"

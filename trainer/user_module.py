@@ -43,12 +43,15 @@ def one_line_errors(
     except (UserError, *passing):
         raise
     except (Exception, SystemExit) as error:
-        place, cause = _blame(error, _folders(name))
-        reason = cause.msg if isinstance(cause, SyntaxError) else str(cause)
-        reason = " ".join(reason.split())[:_LONGEST_MESSAGE]
-        raise UserError(
-            f"{field} ({name}): {place}{type(cause).__name__}: {reason}; fix the module"
-        ) from error
+        raise UserError(f"{field} ({name}): {one_line(error, name)}; fix the module") from error
+
+
+def one_line(error: BaseException, name: str) -> str:
+    """Returns an error of the module `name` in one line, with the module's file and line."""
+    place, cause = _blame(error, _folders(name))
+    reason = cause.msg if isinstance(cause, SyntaxError) else str(cause)
+    reason = " ".join(reason.split())[:_LONGEST_MESSAGE]
+    return f"{place}{type(cause).__name__}: {reason}"
 
 
 def defined_at(thing: Any) -> str:

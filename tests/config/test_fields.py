@@ -263,7 +263,7 @@ def test_a_name_with_a_dot_is_a_module_that_is_found_and_not_run(path, name):
         ("plain.py", "plain.py"),
         ("plain.", "plain."),
         (".plain", ".plain"),
-        ("package/module.py", "package/module.py"),
+        ("package/other.py", "package/other.py"),
         ("empty.below", "empty.below"),
         ("trainer.config.field", "trainer.config.field"),
         ("os.path.x", "os.path.x"),
@@ -274,6 +274,18 @@ def test_a_missing_module_is_named(name, missing):
         f"model.name: unknown model {name!r}: a name with a dot is a Python module, and there is "
         f"no module {missing} in this folder or on Python's path"
     )
+
+
+@pytest.mark.usefixtures("own_modules")
+@pytest.mark.parametrize("what", ["model", "data set"])
+@pytest.mark.parametrize(
+    "name",
+    ["package.module.py", "package/module.py", "./package/module.py", "package/module"],
+)
+def test_a_file_s_name_is_answered_with_the_module_s(what, name):
+    field = "model.name" if what == "model" else "data.name"
+    expected = f"{field}: unknown {what} {name!r}; did you mean 'package.module'?"
+    assert refusal(f"{field}={name}") == expected
 
 
 def test_paths_that_others_rely_on():

@@ -43,7 +43,7 @@ def cut(path: Path) -> None:
 
 
 def write_text(path: Path) -> None:
-    path.write_text("this is no image")
+    path.write_text("not an image")
 
 
 def empty(path: Path) -> None:
@@ -58,7 +58,7 @@ def forbid(path: Path) -> None:
     path.chmod(0)
 
 
-# What is done to a file, and what is said of it.
+# How a file is spoilt, and the error that is reported.
 FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "cut": (cut, "Invalid JPEG data"),
     "text": (write_text, "Unknown image file format"),
@@ -143,8 +143,8 @@ def test_skipping_replaces_the_bad_one_and_nothing_else(folder, fault, before):
     path = a_jpeg(folder, "train")
     bad = index_of(source, path)
     spoil(path)
-    told = []
-    after = batches(config, source, 0, 9, lambda where, why: told.append((where, why())))
+    reported = []
+    after = batches(config, source, 0, 9, lambda where, why: reported.append((where, why())))
     images = source.fetch(tf.range(len(source), dtype=tf.int64)[:bad])[0]  # those before it
     assert len(images) == bad
 
@@ -159,9 +159,9 @@ def test_skipping_replaces_the_bad_one_and_nothing_else(folder, fault, before):
     assert len(set(replaced)) == 1  # always by the same
     good = {image.tobytes() for a, _ in before for image in a}
     assert replaced[0] in good
-    assert len(told) >= 3  # and what was read ahead
-    assert set(told) == {(str(path), told[0][1])}
-    assert reason in told[0][1]
+    assert len(reported) >= 3  # and what was read ahead
+    assert set(reported) == {(str(path), reported[0][1])}
+    assert reason in reported[0][1]
 
 
 # One of what fails as it is read, and one of what fails as it is decoded, in `make test`.
@@ -268,29 +268,29 @@ def test_what_fails_once_is_not_replaced(folder):
                 tf.ensure_shape(tf.numpy_function(stutter, [indices], tf.int64), [1])
             )
 
-    told = []
-    found = batches(config, Stuttering(), 0, 3, lambda where, why: told.append(where))
+    reported = []
+    found = batches(config, Stuttering(), 0, 3, lambda where, why: reported.append(where))
     for (a, _), (b, _) in zip(expected, found, strict=True):
         np.testing.assert_array_equal(a, b)
-    assert told == []
+    assert reported == []
     assert asked.total() >= 48
 
 
 def test_a_list_that_cannot_be_written_does_not_stop_the_run(tmp_path):
-    said = []
-    tell = BadExamples(tmp_path / "not there", said.append).reporter(ALONE)
-    tell("a.jpg", lambda: "broken")
-    assert "a.jpg: broken; " in said[0]
-    assert "cannot be written (No such file or directory)" in said[0]
+    lines = []
+    report = BadExamples(tmp_path / "not there", lines.append).reporter(ALONE)
+    report("a.jpg", lambda: "broken")
+    assert "a.jpg: broken; " in lines[0]
+    assert "cannot be written (No such file or directory)" in lines[0]
 
 
 def test_names_that_are_no_text_are_listed_and_known_again(tmp_path):
-    said = []
+    lines = []
     where = os.fsdecode(b"\xff.jpg")
     for _ in range(2):
-        BadExamples(tmp_path, said.append).reporter(ALONE)(where, lambda: "broken")
+        BadExamples(tmp_path, lines.append).reporter(ALONE)(where, lambda: "broken")
     assert (tmp_path / "bad_examples.txt").read_bytes() == b"\xff.jpg\tbroken\n"
-    assert len(said) == 1
+    assert len(lines) == 1
 
 
 # --- a whole run ------------------------------------------------------------------------------
@@ -302,7 +302,7 @@ def run(config, folder: Path, workdir: Path, num_replicas: int = 1):
     )
 
 
-def test_a_run_stops_and_names_the_file_then_goes_on_by_skipping(folder, tmp_path, capsys):
+def test_a_run_stops_and_names_the_file_then_resumes_by_skipping(folder, tmp_path, capsys):
     bad, bad_in_val = a_jpeg(folder, "train"), a_jpeg(folder, "val")
     write_text(bad)
     write_text(bad_in_val)
@@ -312,7 +312,10 @@ def test_a_run_stops_and_names_the_file_then_goes_on_by_skipping(folder, tmp_pat
         run(config, folder, workdir)
     message = str(caught.value)
     assert message.startswith(f"bad example: {bad}: Unknown image file format")
-    assert "or continue with --set data.on_bad_example=skip" in message
+    assert message.endswith(
+        "; fix it, or continue with --set data.on_bad_example=skip; removing it changes the data, "
+        "which needs another --workdir"
+    )
     del caught  # and the folder's lock with it
 
     summary = run(with_data(config, on_bad_example="skip"), folder, workdir, num_replicas=2)
@@ -339,22 +342,22 @@ def test_skipping_where_all_are_bad_says_so(folder, tmp_path):
         run(config, folder, tmp_path / "run")
 
 
-def test_each_bad_example_is_told_once_also_after_a_kill(tmp_path):
-    said, asked = [], []
+def test_each_bad_example_is_reported_once_even_after_a_kill(tmp_path):
+    lines, asked = [], []
 
     def why() -> str:
         asked.append(1)
         return "broken"
 
     for _ in range(2):  # the second process of a run
-        told = BadExamples(tmp_path, said.append)
+        bad_examples = BadExamples(tmp_path, lines.append)
         for worker in (0, 0, 2):
-            tell = told.reporter(tf.distribute.InputContext(3, worker, 3))
-            tell("a.jpg", why)
-            tell("b.jpg", why)
+            report = bad_examples.reporter(tf.distribute.InputContext(3, worker, 3))
+            report("a.jpg", why)
+            report("b.jpg", why)
     assert (tmp_path / "bad_examples.txt").read_text() == "a.jpg\tbroken\nb.jpg\tbroken\n"
     assert (tmp_path / "bad_examples-2.txt").read_text() == "a.jpg\tbroken\nb.jpg\tbroken\n"
-    assert len(said) == len(asked) == 4
+    assert len(lines) == len(asked) == 4
 
 
 def test_copies_of_a_run_do_not_share(folder, tmp_path):

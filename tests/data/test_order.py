@@ -103,7 +103,7 @@ def test_blocks_are_neighbours_that_begin_elsewhere_in_each_epoch():
 
 
 def _chi_square(values: np.ndarray, bins: int) -> float:
-    """Of the hypothesis that values in [0, 1) are uniform, in standard deviations."""
+    """Returns χ² for uniform values in [0, 1), as standard deviations from its mean."""
     counts, _ = np.histogram(values, bins, (0, 1))
     expected = len(values) / bins
     return (((counts - expected) ** 2 / expected).sum() - (bins - 1)) / np.sqrt(2 * (bins - 1))

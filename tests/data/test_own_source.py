@@ -66,7 +66,7 @@ def write(tmp_path, monkeypatch):
 
 @pytest.fixture
 def config(small_config, write) -> Config:
-    """Of a run on that module; it must be there when the config names it."""
+    """The config of a run on that module, which must exist when the config names it."""
     write(RECIPE)
     config = with_model(small_config, "linear")
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=None))
@@ -92,6 +92,56 @@ def test_two_steps_are_trained_on_a_module_of_ones_own(config, tmp_path):
     saved = run.read_config()
     assert saved["class_names"] == ["small", "large"]
     assert saved["config"]["model.num_classes"] is None
+
+
+# Labels from Python, wrong for example 7.
+LABELS_FROM_PYTHON = """
+
+class Python(Squares):
+    in_graph = False
+
+    def fetch(self, indices):
+        images, labels = super().fetch(indices)
+        labels = tf.numpy_function(self.check, [indices, labels], tf.int32)
+        return images, tf.ensure_shape(labels, indices.shape)
+
+    def check(self, indices, labels):
+        if 7 in indices:
+            WRONG
+        return labels
+
+
+def open_source(config, split, data_dir):
+    return Python()
+"""
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ("raise KeyError('no row')", "{path}, line 37: KeyError: 'no row'"),
+        ("return labels.astype('int64')", "0-th value returned by pyfunc_"),
+    ],
+)
+def test_an_example_that_fails_in_python_is_named_or_skipped(
+    config, write, tmp_path, wrong, reason
+):
+    reason = reason.format(path=write(RECIPE + LABELS_FROM_PYTHON.replace("WRONG", wrong)))
+    config = dataclasses.replace(config, num_epochs=1.0)
+    workdir = str(tmp_path / "run")
+    with pytest.raises(UserError) as error:
+        train_and_evaluate(config, strategy_of(1), RunFolder(workdir, config), "")
+    message = str(error.value)
+    assert len(message.splitlines()) == 1
+    assert message.startswith("bad example: square 7: ")
+    assert reason in message
+    del error  # and the folder's lock with it
+
+    skipping = with_data(config, on_bad_example="skip")
+    train_and_evaluate(skipping, strategy_of(1), RunFolder(workdir, skipping), "")
+    (line,) = (tmp_path / "run" / "bad_examples.txt").read_text().splitlines()
+    assert line.startswith("square 7\t")
+    assert reason in line
 
 
 def edited(old: str, new: str) -> str:

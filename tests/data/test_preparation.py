@@ -85,7 +85,7 @@ def test_what_is_done_is_kept_and_what_changed_is_made_again(photos, tmp_path):
     (source / "train" / "china" / "000.jpg").write_text("no image any more")
     with pytest.raises(UserError, match="1 bad"):
         prepare(request)
-    assert not (out / "manifest.json").exists()  # it would tell of what is no more
+    assert not (out / "manifest.json").exists()  # it would describe files that have changed
     write_photos(tmp_path / "again", photos, train=20, val=2)
     (tmp_path / "again" / "train" / "china" / "000.jpg").replace(
         source / "train" / "china" / "000.jpg"
@@ -123,7 +123,7 @@ def test_killed_in_its_midst_it_goes_on(photos, tmp_path):
     assert manifests[0] == manifests[1]
 
 
-def test_bad_images_are_all_told(photos, tmp_path, capsys):
+def test_bad_images_are_all_reported(photos, tmp_path, capsys):
     source = write_photos(tmp_path / "photos", photos, train=10, val=2)
     bad = [source / "train" / "china" / "000.jpg", source / "val" / "flower" / "000.jpg"]
     for path in bad:
@@ -132,9 +132,9 @@ def test_bad_images_are_all_told(photos, tmp_path, capsys):
     out = tmp_path / "out"
     with pytest.raises(UserError, match="3 bad: fix or remove them, or leave them out"):
         prepare(Request(source, out))
-    told = capsys.readouterr().out
-    assert f"bad: {source}/train/zebra: has no images" in told
-    assert all(f"bad: {path}: Unknown image file format" in told for path in bad)
+    printed = capsys.readouterr().out
+    assert f"bad: {source}/train/zebra: has no images" in printed
+    assert all(f"bad: {path}: Unknown image file format" in printed for path in bad)
     assert not (out / "manifest.json").exists()
     listed = (out / "bad_examples.txt").read_text().splitlines()
     assert sorted(line.split("\t")[0] for line in listed) == sorted(map(str, bad))

@@ -8,8 +8,8 @@ import pytest
 
 @pytest.fixture
 def packages(tmp_path, monkeypatch):
-    """Makes packages that this process, and others by PYTHONPATH, find. Beside those that are named
-    is a plain tensorflow."""
+    """Makes packages that this process, and others by PYTHONPATH, find: those that are named and a
+    plain tensorflow."""
 
     def make(tensorflow="2.20.0", libtpu="0.0.29", body="", written_over=False) -> Path:
         folder = tmp_path / "packages"

@@ -109,7 +109,7 @@ def prepare_local(folder: Path, **environ: str) -> dict[str, str]:
     ],
     ids=["plain TensorFlow", "no libtpu", "libtpu too new", "much too new", "written over"],
 )
-def test_a_wrong_package_is_told_without_importing_it(packages, installed, parts):
+def test_a_wrong_package_is_reported_without_importing_it(packages, installed, parts):
     folder = packages(**installed)
     with pytest.raises(UserError) as error:
         prepare_local(folder)
@@ -184,8 +184,8 @@ def test_the_import_that_is_tried_has_the_environment_of_the_real_one(packages, 
 
 
 def test_on_this_machine_it_is_refused_in_a_line(tmp_path, monkeypatch):
-    """Without TensorFlow's import: plain TensorFlow is installed here, or tensorflow-tpu and there
-    is no TPU."""
+    """And TensorFlow is not imported. Either plain TensorFlow is installed here, or tensorflow-tpu
+    without a TPU."""
     monkeypatch.delenv("TPU_LOAD_LIBRARY", raising=False)  # of make test-tf220
     result = run_main("--strategy=tpu", "--tpu=local", f"--workdir={tmp_path / 'run'}")
     plain = f"--tpu=local: tensorflow {tf.__version__} is installed, but only tensorflow-tpu"

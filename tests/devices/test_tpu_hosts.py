@@ -24,7 +24,7 @@ def host():
 
 @pytest.fixture
 def google(tmp_path, monkeypatch):
-    """Google's servers, as a VM without an account of its own sees them."""
+    """Google's servers, as a VM without a separate account sees them."""
     cloud_tpu_client = pytest.importorskip("cloud_tpu_client")
     from google.auth.credentials import AnonymousCredentials
     from oauth2client.client import GoogleCredentials
@@ -117,7 +117,7 @@ def test_another_version_of_tensorflow_there(google, packages, host, runtime, re
 
 
 def test_a_host_that_does_not_answer_is_named(host, monkeypatch):
-    """TensorFlow would try for ever."""
+    """TensorFlow would try indefinitely."""
     monkeypatch.setattr(tpu, "_REACH_S", 0.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

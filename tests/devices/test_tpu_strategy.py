@@ -34,8 +34,8 @@ class StandIn(tf.distribute.MirroredStrategy):
 
 @pytest.fixture
 def machine(monkeypatch) -> list[Exception]:
-    """A machine with a TPU of two cores, as far as strategy.py asks. What is put into the list is
-    raised where the TPU is initialised."""
+    """A machine with a TPU of two cores, as far as strategy.py asks. An error in the list is raised
+    when the TPU is initialised."""
     raises: list[Exception] = []
 
     def initialize(resolver):
@@ -138,7 +138,7 @@ def short(small_config):
 
 
 def weights(folder: Path) -> dict[str, np.ndarray]:
-    """Of the last checkpoint, read back without the trainer."""
+    """Returns the last checkpoint's weights, read back without the trainer."""
     path = tf.train.latest_checkpoint(str(folder / "checkpoints"))
     reader = tf.train.load_checkpoint(path)
     names = [n for n in reader.get_variable_to_shape_map() if n.startswith("state/")]
@@ -167,8 +167,8 @@ def test_a_training_is_that_of_any_other_strategy(short, data_dir, tmp_path, cap
 
 
 @pytest.mark.usefixtures("machine")
-def test_a_run_whose_tpu_went_away_goes_on(short, data_dir, tmp_path, monkeypatch):
-    """The checkpoint before it stays, and the next start goes on from there to the end."""
+def test_a_run_whose_tpu_went_away_resumes(short, data_dir, tmp_path, monkeypatch):
+    """The checkpoint before it stays, and the next start resumes from it and trains to the end."""
     short = with_model(dataclasses.replace(short, checkpoint_every_s=0.0), "linear")
     strategy = stand_in()
     make = build.make_train_loop

@@ -46,12 +46,12 @@ def group(tmp_path):
 
 def test_each_worker_gets_its_rank_and_its_share_of_the_cores(group, capfd):
     assert group.submit({"0": ["say zero"], "1": ["say one"]}, "--env=A=b c", nodes=2) == 0
-    first, second = sorted(group.seen, key=lambda told: told["rank"])
-    for told in (first, second):
-        cluster = json.loads(told["environment"]["TF_CONFIG"])
-        assert cluster["task"] == {"type": "worker", "index": told["rank"]}
-        assert told["environment"]["A"] == "b c"
-        assert told["arguments"] == [
+    first, second = sorted(group.seen, key=lambda record: record["rank"])
+    for record in (first, second):
+        cluster = json.loads(record["environment"]["TF_CONFIG"])
+        assert cluster["task"] == {"type": "worker", "index": record["rank"]}
+        assert record["environment"]["A"] == "b c"
+        assert record["arguments"] == [
             *("-m", "trainer.main", "--strategy=multi_worker"),
             *(f"--plan={group.plan}", f"--workdir={group.workdir}"),
         ]
@@ -69,8 +69,8 @@ def test_each_worker_gets_its_rank_and_its_share_of_the_cores(group, capfd):
 def test_more_workers_than_cores_share_them(group):
     nodes = len(os.sched_getaffinity(0)) + 1
     assert group.submit({}, nodes=nodes) == 0
-    assert {told["rank"] for told in group.seen} == set(range(nodes))
-    assert {len(told["cores"]) for told in group.seen} == {nodes - 1}
+    assert {record["rank"] for record in group.seen} == set(range(nodes))
+    assert {len(record["cores"]) for record in group.seen} == {nodes - 1}
 
 
 @pytest.mark.parametrize(
@@ -92,8 +92,8 @@ def test_gpus_are_shared_out(group, tmp_path, monkeypatch, shown, flags, expecte
     if shown is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
     assert group.submit({}, *flags) == 0
-    workers = sorted(group.seen, key=lambda told: told["rank"])
-    assert [told["environment"].get("CUDA_VISIBLE_DEVICES", "") for told in workers] == expected
+    workers = sorted(group.seen, key=lambda record: record["rank"])
+    assert [record["environment"].get("CUDA_VISIBLE_DEVICES", "") for record in workers] == expected
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_the_first_failure_is_reported_and_the_others_save(group, capfd, code):
 def test_a_killed_worker_takes_the_group_down_and_it_starts_again_at_other_ports(group, capfd):
     plan = {"0-0": ["tell it", "wait"], "0-1": ["hear it", "die SIGKILL"]}
     assert group.submit(plan) == 0
-    ports = [json.loads(told["environment"]["TF_CONFIG"])["cluster"] for told in group.seen]
+    ports = [json.loads(record["environment"]["TF_CONFIG"])["cluster"] for record in group.seen]
     assert len(group.seen) == 4
     assert ports[0] == ports[1] != ports[2] == ports[3]
     text = (
@@ -359,10 +359,10 @@ def test_the_shown_commands_do_the_same_in_bash(tmp_path_factory, args, value, w
     spec = cli._spec(parsed, [*args, f"--plan={plan}", f"--workdir={workdir}"])
     (document,) = local.render(spec)
     subprocess.run(["bash", "-c", document.text], check=True)
-    (told,) = worker.seen(plan)
-    assert told["arguments"] == [*spec.trainer_args(workdir)]
-    assert told["arguments"][2:-2] == args
-    assert told["environment"]["A"] == value
+    (record,) = worker.seen(plan)
+    assert record["arguments"] == [*spec.trainer_args(workdir)]
+    assert record["arguments"][2:-2] == args
+    assert record["environment"]["A"] == value
 
 
 def _worker(workdir: Path, rank: int) -> int:

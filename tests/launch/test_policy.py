@@ -46,8 +46,8 @@ def test_the_worker_that_brought_the_others_down(codes, rank):
 
 
 def test_signals_are_codes_as_a_shell_has_them():
-    told = subprocess.check_output(["bash", "-c", "bash -c 'kill -9 $$'; echo $?"], text=True)
-    assert shell_code(subprocess.call(["bash", "-c", "kill -9 $$"])) == int(told) == 137
+    reported = subprocess.check_output(["bash", "-c", "bash -c 'kill -9 $$'; echo $?"], text=True)
+    assert shell_code(subprocess.call(["bash", "-c", "kill -9 $$"])) == int(reported) == 137
     assert shell_code(2) == 2
 
 

@@ -72,17 +72,17 @@ def shown(job: str) -> dict[str, str]:
 def test_a_group_runs_to_its_end(group, capfd):
     assert group.submit({"0": ["say zero"], "1": ["say one"]}, "--env=A=b 'c' $(d)") == 0
     assert cli.main(["watch", "a"]) == 0
-    first, second = sorted(group.seen, key=lambda told: told["rank"])
-    for told in (first, second):
-        config = json.loads(told["environment"]["TF_CONFIG"])
-        assert config["task"] == {"type": "worker", "index": told["rank"]}
-        assert told["environment"]["A"] == "b 'c' $(d)"
-        assert told["environment"]["SLURM_PROCID"] == str(told["rank"])
+    first, second = sorted(group.seen, key=lambda record: record["rank"])
+    for record in (first, second):
+        config = json.loads(record["environment"]["TF_CONFIG"])
+        assert config["task"] == {"type": "worker", "index": record["rank"]}
+        assert record["environment"]["A"] == "b 'c' $(d)"
+        assert record["environment"]["SLURM_PROCID"] == str(record["rank"])
         ports = {int(address.removeprefix("127.0.0.1:")) for address in config["cluster"]["worker"]}
         assert len(ports) == 2
         assert all(15000 <= port < 32768 for port in ports)
     # Rank 0 runs on the node of its address, the first in the list.
-    assert [told["environment"]["SLURMD_NODENAME"] for told in (first, second)] == ["n0", "n1"]
+    assert [record["environment"]["SLURMD_NODENAME"] for record in (first, second)] == ["n0", "n1"]
     assert shown(job_of())["JobState"] == "COMPLETED"
     capfd.readouterr()
     assert cli.main(["logs", "a"]) == 0
@@ -234,8 +234,8 @@ def test_the_environment_of_the_trainer_is_not_the_scripts(group, monkeypatch):
     names = ("rank", "port", "node", "workers", "code", "address")
     assert group.submit({}, *(f"--env={name}=mine" for name in names)) == 0
     assert cli.main(["watch", "a"]) == 0
-    for told in group.seen:
-        assert {told["environment"][name] for name in names} == {"mine"}
+    for record in group.seen:
+        assert {record["environment"][name] for name in names} == {"mine"}
     logs = {path.name for path in records.read("a").logs.iterdir()}
     assert logs == {"0-0.log", "0-1.log", "batch.log"}
 
@@ -359,9 +359,9 @@ def test_the_script_passes_hostile_text_on(stand_ins, tmp_path_factory, args, va
     # Its last line applies the policy, which is tested above.
     script = script.rpartition("exec ")[0] + 'exit "$code"\n'
     subprocess.run(["bash", "-c", script], check=True, env=os.environ | own)
-    (told,) = worker.seen(plan)
-    assert told["arguments"] == [*one.trainer_args(one.workdir)]
-    assert told["environment"]["A"] == value
+    (record,) = worker.seen(plan)
+    assert record["arguments"] == [*one.trainer_args(one.workdir)]
+    assert record["environment"]["A"] == value
 
 
 @pytest.mark.slow

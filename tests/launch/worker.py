@@ -34,10 +34,11 @@ def _main() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until the action `wait`
     rank = json.loads(os.environ.get("TF_CONFIG", '{"task": {"index": 0}}'))["task"]["index"]
     start = sum(earlier["rank"] == rank for earlier in seen(plan))
-    told = {"start": start, "rank": rank, "arguments": sys.argv[1:], "environment": {**os.environ}}
-    told["cores"] = sorted(os.sched_getaffinity(0))
+    environment = {**os.environ}
+    record = {"start": start, "rank": rank, "arguments": sys.argv[1:], "environment": environment}
+    record["cores"] = sorted(os.sched_getaffinity(0))
     with open(f"{plan}.seen", "a") as file:
-        file.write(json.dumps(told) + "\n")
+        file.write(json.dumps(record) + "\n")
     todo = json.loads(plan.read_text())
     for act in todo.get(f"{start}-{rank}", todo.get(str(rank), [])):
         word, _, rest = act.partition(" ")

@@ -1,8 +1,8 @@
 """Checks for every model: one of each family, the docs' model, or those of --model.
 
-    python -m pytest tests/models/test_any_model.py --model=my_models.tinynet
+    PYTHONPATH=FOLDER python -m pytest tests/models/test_any_model.py --model=my_models.tinynet
 
-checks a model of your own.
+checks a model of your own, FOLDER/my_models/tinynet.py.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from tests.conftest import RECIPE, strategy_of
 from tests.models.test_families import config_of, losses, weights
-from tests.small_models import TINY_RS, TINY_VGG
+from tests.small_models import ONE_BLOCK, TINY_RS, TINY_VGG, UNCONNECTED
 from tests.step.test_host_loop import assert_no_host_work, with_options
 from tests.step_runs import Run
 from trainer.insight.anatomy import anatomy, watching
@@ -26,6 +26,29 @@ from trainer.models.weights.names import torch_tensors
 STEPS = 40
 
 
+def check_that_it_learns(run: Run) -> None:
+    """Trains in rounds of STEPS until the loss has fallen by 3 %: ten rounds at most, since a small
+    net is slow and a loss near ln 10 varies by 1 % between steps."""
+    found = losses(run, STEPS)
+    while found[-4:].mean() >= 0.97 * found[:4].mean() and len(found) < 10 * STEPS:
+        found = np.append(found, losses(run, STEPS))
+    start, end = found[:4].mean(), found[-4:].mean()
+    assert end < 0.97 * start, (
+        f"the model does not learn: the loss went from {start:.3f} to {end:.3f} in {len(found)} "
+        f"steps; expected: at most {0.97 * start:.3f} (each is the mean of 4 steps)"
+    )
+
+
+def test_a_net_of_one_block_learns(digits_config, digits):
+    check_that_it_learns(Run(config_of(digits_config, ONE_BLOCK), digits, strategy_of(1)))
+
+
+def test_a_net_whose_logits_ignore_the_image_does_not_learn(digits_config, digits):
+    run = Run(config_of(digits_config, UNCONNECTED), digits, strategy_of(1))
+    with pytest.raises(AssertionError, match=r"loss went from .* in 400 steps; expected: at most"):
+        check_that_it_learns(run)
+
+
 @pytest.mark.parametrize(
     "precision", ["float32", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)]
 )
@@ -33,8 +56,7 @@ def test_a_model_trains_on_two_replicas(digits_config, digits, any_model, precis
     config = config_of(digits_config, any_model, f"precision={precision}")
     run = Run(config, digits, strategy_of(2))
     before = {v.ref(): v.numpy() for v in run.state.model.variables}
-    found = losses(run, STEPS)
-    assert found[-4:].mean() < 0.97 * found[:4].mean()
+    check_that_it_learns(run)
     # Every variable takes part.
     unmoved = [v.name for v in run.state.model.variables if np.all(v.numpy() == before[v.ref()])]
     assert unmoved == []

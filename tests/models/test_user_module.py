@@ -41,7 +41,7 @@ GOOD = MODEL.replace("BODY", "stage1_dense").replace("HEAD", "head")
 def build(tmp_path, monkeypatch):
     """Returns a function that builds the model of a module's text, `mine` in a separate package."""
 
-    def call(text: str, **others: str):
+    def call(text: str, *settings: str, **others: str):
         package = f"package{next(_numbers)}"
         folder = tmp_path / package
         folder.mkdir()
@@ -50,7 +50,8 @@ def build(tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         monkeypatch.syspath_prepend(tmp_path)
         name = f"{package}.mine"
-        config = config_lib.override(Config(), [f"model.name={name}", "data.image_size=8"])
+        constants = [f"model.name={name}", "data.image_size=8"]
+        config = config_lib.override(Config(), [*constants, *settings])
         try:
             return build_model(config, channels=1)
         except UserError as error:
@@ -100,6 +101,19 @@ def test_a_module_s_model_is_built(build):
             MODEL.replace("BODY", "head").replace("HEAD", "head"),
             "PACKAGE/mine.py, line 4: 2 layers are called 'head'; give each its own name",
         ),
+        (
+            GOOD.replace("config.num_classes", "config.num_classes + 1"),
+            "PACKAGE/mine.py, line 4: the model returned float32 [2, 11] for 2 images; it must "
+            "return logits, float32 [2, 10], one for each class",
+        ),
+        (
+            GOOD.replace("(self.body(x))", "(self.body(images))"),
+            "the model returned float32 [2, 8, 8, 10] for 2 images; it must return logits",
+        ),
+        (
+            GOOD.replace("return self.head(self.body(x))", "return {'logits': self.head(x)}"),
+            "the model returned a dict for 2 images; it must return logits",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_with_its_place(build, text, message):
@@ -107,6 +121,15 @@ def test_a_mistake_is_one_line_with_its_place(build, text, message):
         build(text)
     assert str(caught.value).startswith("model.name (NAME): ")
     assert message in str(caught.value)
+
+
+def test_logits_in_half_precision_are_refused(build):
+    with pytest.raises(UserError) as caught:
+        build(GOOD, "precision=mixed_bfloat16")
+    assert str(caught.value).endswith(
+        "the model returned bfloat16 [2, 10] for 2 images; it must return logits, float32 [2, 10], "
+        "one for each class; give the head dtype='float32', which holds in any precision"
+    )
 
 
 def test_the_place_is_in_the_package_s_file_that_fails(build):

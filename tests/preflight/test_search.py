@@ -31,7 +31,7 @@ def memory_of(config: Config) -> int:
 @given(st.integers(1, 3000), st.integers(0, 30_000), st.sampled_from([0.0, 0.2]))
 @example(3000, 2000, 0.0)  # a fifteenth fits: a second round
 @example(128, 50, 0.0)  # five images
-@example(1000, 5025, 0.0)  # 500 and their sums, which are no multiple of what is told apart
+@example(1000, 5025, 0.0)  # 500 images and the sums, not a multiple of the search's unit
 def test_the_largest_batch_and_the_fewest_parts_are_found(replica_batch, memory, mixup):
     replica_batch += replica_batch % 2
     config = config_of(replica_batch, mixup=mixup)
@@ -64,7 +64,7 @@ def test_the_largest_batch_and_the_fewest_parts_are_found(replica_batch, memory,
         assert not (config.augment.mixes and config.data.global_batch_size // 4 % 2)
 
 
-def test_when_the_time_is_over_what_is_known_is_told():
+def test_when_the_time_is_over_the_known_part_is_reported():
     results = [OutOfMemory(1, 1.0, {}, False), COMPILED, TimeLimitError()]
 
     def try_(_: Config):
@@ -109,7 +109,7 @@ def test_a_pass_says_what_it_shows_and_what_not(steps):
 
 @canary
 @pytest.mark.slow
-def test_canary_a_batch_that_is_too_large_is_told_and_split(small_config):
+def test_canary_a_batch_that_is_too_large_is_reported_and_split(small_config):
     """By the activations of the first convolution: float32 of 64 x 64 x 16, so 256 KiB an image and
     a few of them at a time; one of 128 Ki images takes more than there is for all."""
     config = with_data(with_model(small_config, "convnet"), image_size=64)

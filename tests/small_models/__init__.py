@@ -2,6 +2,8 @@
 
 CONVNET = "tests.small_models.convnet"
 KERAS_NORM = "tests.small_models.keras_norm"
+ONE_BLOCK = "tests.small_models.one_block"
+UNCONNECTED = "tests.small_models.unconnected"
 TINY_BOTTLENECK = "tests.small_models.tiny_bottleneck"
 TINY_RESNET = "tests.small_models.tiny_resnet"
 TINY_RS = "tests.small_models.tiny_rs"

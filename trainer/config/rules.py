@@ -118,6 +118,9 @@ class Name:
     def problem(self, value: str) -> str | None:
         if value in self.known:
             return None
+        module = value.removeprefix("./").removesuffix(".py").replace("/", ".")  # if it is a file
+        if module != value and "." in module and missing_module(module) is None:
+            return f"unknown {self.what} {value!r}; did you mean {module!r}?"
         if "." not in value:
             return f"unknown {self.what} {value!r}; {suggest(value, sorted(self.known))}"
         missing = missing_module(value)

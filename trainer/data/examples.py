@@ -7,11 +7,13 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from trainer import user_module
 from trainer.config import Config
 from trainer.data.images import resize
 from trainer.data.order import replacement
 from trainer.data.source import Source
 from trainer.failures import reason_of
+from trainer.registry import SOURCES
 
 # An example is read twice before another takes its place, so that a read that failed once does not
 # change the data. If all attempts fail, the data are broken as a whole.
@@ -96,14 +98,20 @@ class Loader(NamedTuple):
 
     def why_bad(self, index: int, position: int) -> str:
         """Returns what is wrong with an example, in a line, or "" if it is good."""
-        where = tf.constant([index], tf.int64)
+        where, at = tf.constant([index], tf.int64), tf.constant([position], tf.int64)
         try:
             label = int(self.source.fetch(where)[1][0])
             if not 0 <= label < self.config.model.num_classes:
                 return f"label {label} is outside the {self.config.model.num_classes} classes"
-            self.load(where, tf.constant([position], tf.int64))
+            self.load(where, at)
+            # Some mistakes show in a graph only, such as a wrong dtype from tf.numpy_function.
+            tf.data.Dataset.from_tensors((where, at)).map(self.load).get_single_element()
         except tf.errors.OpError as error:
             return reason_of(error)
+        except Exception as error:
+            if self.config.data.name in SOURCES:
+                raise
+            return user_module.one_line(error, self.config.data.name)
         return ""
 
     def first_bad(self, indices: np.ndarray, positions: np.ndarray) -> str | None:

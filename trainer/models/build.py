@@ -65,14 +65,18 @@ def build_model(config: Config, channels: int) -> tf_keras.Model:
 def _build(family: ModuleType, config: ModelConfig, shape: Sequence[int | None]) -> tf_keras.Model:
     """Calls the family's `build`, makes the variables, and checks the names of the layers."""
     errors = contextlib.nullcontext()
-    if config.name not in MODELS:
+    is_own = config.name not in MODELS
+    if is_own:
         # TensorFlow's errors pass: trainer/failures.py explains lost workers and a lack of memory.
         errors = user_module.one_line_errors("model.name", config.name, (tf.errors.OpError,))
     with errors:
         model = family.build(config)
         if isinstance(model, tf_keras.Model):
             model.build(shape)
-    if mistake := _mistake(model):
+        mistake = _mistake(model)
+        if is_own and mistake is None:
+            mistake = _wrong_logits(model, shape, config.num_classes)
+    if mistake:
         place = user_module.defined_at(family.build)
         raise UserError(f"model.name ({config.name}): {place}: {mistake}")
     return model
@@ -98,6 +102,32 @@ def _mistake(model: object) -> str | None:
                 f"stage2, … or head, such as 'stage1_{layer.name}'"
             )
     return None
+
+
+def _wrong_logits(
+    model: tf_keras.Model, shape: Sequence[int | None], num_classes: int | None
+) -> str | None:
+    """Returns what is wrong with the model's output for two images: traced, not computed."""
+
+    @tf.function
+    def call(images):
+        return model(images, training=False)
+
+    count = 2
+    images = tf.TensorSpec([count, *shape[1:]], tf.float32)
+    logits = call.get_concrete_function(images).structured_outputs
+    found, hint = f"a {type(logits).__name__}", ""
+    if isinstance(logits, tf.TensorSpec | tf.Tensor):
+        if logits.dtype == tf.float32 and logits.shape.is_compatible_with([count, num_classes]):
+            return None
+        size = logits.shape.as_list() if logits.shape.rank is not None else "of unknown shape"
+        found = f"{logits.dtype.name} {size}"
+        if logits.dtype.is_floating and logits.dtype != tf.float32:
+            hint = "; give the head dtype='float32', which holds in any precision"
+    return (
+        f"the model returned {found} for {count} images; it must return logits, float32 "
+        f"[{count}, {num_classes}], one for each class{hint}"
+    )
 
 
 def _check_settings(config: ModelConfig, known: tuple[str, ...]) -> None:
