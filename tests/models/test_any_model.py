@@ -49,6 +49,7 @@ def test_a_net_whose_logits_ignore_the_image_does_not_learn(digits_config, digit
         check_that_it_learns(run)
 
 
+@pytest.mark.slow_except(TINY_RS, RECIPE)
 @pytest.mark.parametrize(
     "precision", ["float32", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)]
 )
