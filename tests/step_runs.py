@@ -5,6 +5,7 @@
 runs cases under MultiWorkerMirroredStrategy and saves the result of `play` as `NAME-RANK.npz`.
 """
 
+import dataclasses
 import json
 import os
 import sys
@@ -54,6 +55,18 @@ def relative(a: np.ndarray, b: np.ndarray) -> float:
     """Returns the distance in units of b's norm, or of 0.01 per entry if b is smaller, such as
     biases that start at zero after a few steps."""
     return float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 0.01 * np.sqrt(np.size(b))))
+
+
+def with_sync_batch_norm(config: Config, value: bool) -> Config:
+    """Returns the config with `model.sync_batch_norm` set."""
+    model = dataclasses.replace(config.model, sync_batch_norm=value)
+    return dataclasses.replace(config, model=model)
+
+
+def furthest(run: Run, reference: Run) -> float:
+    """Returns the largest relative distance of any tensor of weights or batch norm statistics."""
+    pairs = zip(run.state.model.variables, reference.state.model.variables, strict=True)
+    return max(relative(a.numpy(), b.numpy()) for a, b in pairs)
 
 
 class StopAfter:

@@ -7,30 +7,15 @@ import pytest
 import tensorflow as tf
 
 from tests.conftest import strategy_of, with_data, with_model, with_optimizer
-from tests.step_runs import Run, relative
+from tests.step_runs import Run, furthest, relative, with_sync_batch_norm
 from trainer.config import Config
-from trainer.data.pipeline import eval_dataset, eval_steps
-from trainer.devices.compilation import choose_compilation
-from trainer.errors import UserError
-from trainer.run.agreement import make_agreement
+from trainer.data.pipeline import eval_dataset
 from trainer.step import train_step as steps
 from trainer.step.eval_step import make_eval_loop
-from trainer.step.state import TrainState
 
 # Float rounding: sums in another order, and 20 steps that amplify it. A wrong divisor, by contrast,
 # is off by a factor (see test_a_local_divisor_is_detected).
 _TOLERANCE = 1e-4
-
-
-def _synchronized(config: Config, value: bool) -> Config:
-    model = dataclasses.replace(config.model, sync_batch_norm=value)
-    return dataclasses.replace(config, model=model)
-
-
-def _furthest(run: Run, reference: Run) -> float:
-    """Returns the largest relative distance of any tensor of weights or batch norm statistics."""
-    pairs = zip(run.state.model.variables, reference.state.model.variables, strict=True)
-    return max(relative(a.numpy(), b.numpy()) for a, b in pairs)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +69,7 @@ def test_replicas_end_in_the_same_weights(noisy_on_one_replica, num_replicas):
     metrics = run.train(20)
     np.testing.assert_allclose(metrics.loss, expected.loss, rtol=_TOLERANCE)
     np.testing.assert_array_equal(metrics.accuracy, expected.accuracy)
-    assert _furthest(run, reference) < _TOLERANCE
+    assert furthest(run, reference) < _TOLERANCE
     average = zip(run.state.ema_model.variables, reference.state.ema_model.variables, strict=True)
     assert max(relative(a.numpy(), b.numpy()) for a, b in average) < _TOLERANCE
     for variable in run.state.variables:  # bit-identical on every replica
@@ -113,7 +98,7 @@ def test_a_local_divisor_is_detected(config, digits, one_replica, monkeypatch):
     monkeypatch.setattr(steps, "softmax_cross_entropy", divided_locally)
     metrics = run.train(20)
     assert np.abs(metrics.loss / expected.loss - 1).max() > 100 * _TOLERANCE
-    assert _furthest(run, reference) > 100 * _TOLERANCE
+    assert furthest(run, reference) > 100 * _TOLERANCE
 
 
 def test_all_lengths_share_one_trace_and_one_sequence(config, digits, one_replica):
@@ -163,20 +148,20 @@ def test_accumulation_is_the_big_batch(config, digits, num_replicas):
     )
     expected, metrics = whole.train(10), parts.train(10)
     np.testing.assert_allclose(metrics.loss, expected.loss, rtol=1e-5)
-    assert _furthest(parts, whole) < 1e-5
+    assert furthest(parts, whole) < 1e-5
 
 
 def test_without_sync_batch_norm_replicas_keep_equal_statistics(config, digits):
-    config = _synchronized(config, False)
+    config = with_sync_batch_norm(config, False)
     run = Run(config, digits, strategy_of(2))
     run.train(3)
     statistics = run.state.model.non_trainable_variables
     for variable in statistics:
         first, second = run.strategy.experimental_local_results(variable)
         np.testing.assert_array_equal(first, second)
-    synchronized = Run(_synchronized(config, True), digits, strategy_of(2))
+    synchronized = Run(with_sync_batch_norm(config, True), digits, strategy_of(2))
     synchronized.train(3)
-    assert _furthest(run, synchronized) > _TOLERANCE  # a different computation
+    assert furthest(run, synchronized) > _TOLERANCE  # a different computation
 
 
 @pytest.mark.parametrize("num_replicas", [1, 2])
@@ -238,77 +223,3 @@ def test_the_average_follows_its_closed_form(config, digits):
         ]
     for average, value in zip(run.state.ema_model.variables, expected, strict=True):
         assert relative(average.numpy(), value) < 1e-5
-
-
-@pytest.mark.usefixtures("xla")
-@pytest.mark.parametrize(
-    ("num_replicas", "sync_batch_norm", "accumulation_steps", "expected"),
-    [(1, True, 1, "step"), (1, True, 2, "step"), (2, False, 1, "forward_backward")],
-)
-def test_xla_on_cpu_computes_the_same(
-    config, digits, num_replicas, sync_batch_norm, accumulation_steps, expected
-):
-    config = dataclasses.replace(config, xla="on", accumulation_steps=accumulation_steps)
-    config = _synchronized(config, sync_batch_norm)
-    compiled = choose_compilation(config, strategy_of(num_replicas)).compiled
-    assert compiled == expected
-    plain, run = (
-        Run(config, digits, strategy_of(num_replicas)),
-        Run(config, digits, strategy_of(num_replicas), compiled),
-    )
-    np.testing.assert_allclose(run.train(3).loss, plain.train(3).loss, rtol=1e-4)
-    assert _furthest(run, plain) < 1e-3
-
-
-def test_xla_is_chosen_and_refused_with_a_reason(config):
-    one, two = strategy_of(1), strategy_of(2)
-    auto = choose_compilation(config, one)
-    assert auto.compiled == "nothing"
-    assert "oneDNN" in auto.reason
-    assert choose_compilation(dataclasses.replace(config, xla="off"), two).compiled == "nothing"
-    with pytest.raises(
-        UserError, match=r"xla is 'on' and model\.sync_batch_norm is true.*2 CPU replicas"
-    ):
-        choose_compilation(dataclasses.replace(config, xla="on"), two)
-
-
-@pytest.mark.parametrize("num_replicas", [1, 2, 4])
-@pytest.mark.parametrize("eval_batch_size", [1437, 256, 1000, 7000])
-def test_evaluation_counts_every_example_once(config, digits, num_replicas, eval_batch_size):
-    """Few of the sizes divide 1,437, and 7,000 leaves whole replicas without examples."""
-    config = with_data(with_model(config, "linear"), eval_batch_size=eval_batch_size)
-    strategy = strategy_of(num_replicas)
-    with strategy.scope():
-        state = TrainState(config, digits.channels)
-    totals = make_eval_loop(config, strategy, state.model)(
-        iter(
-            strategy.distribute_datasets_from_function(
-                lambda context: eval_dataset(config, digits, context)
-            )
-        ),
-        tf.constant(eval_steps(config, digits, num_replicas)),
-    )
-    images, labels = digits.fetch(tf.range(len(digits), dtype=tf.int64))
-    logits = state.model((tf.cast(images, tf.float32) / 255 - config.data.mean) / config.data.std)
-    log_probabilities = tf.nn.log_softmax(logits).numpy().astype(np.float64)
-    order = np.argsort(-log_probabilities, axis=-1)
-    right = order == labels.numpy()[:, None]
-    assert float(totals.examples) == len(digits) == 1437
-    assert float(totals.top1) == right[:, :1].sum()
-    assert float(totals.top5) == right[:, :5].sum()
-    expected = -log_probabilities[np.arange(len(labels)), labels].sum()
-    assert float(totals.loss) == pytest.approx(expected, rel=1e-5)
-
-
-@pytest.mark.parametrize("logit", [0.0, float("nan")])
-def test_a_model_without_an_opinion_is_never_right(config, digits, logit):
-    config = with_data(config, eval_batch_size=1437)
-    model = lambda images, training: tf.fill([images.shape[0], 10], logit)  # noqa: E731
-    loop = make_eval_loop(config, strategy_of(1), model)
-    dataset = eval_dataset(config, digits, tf.distribute.InputContext())
-    totals = loop(iter(dataset), tf.constant(1))
-    assert (float(totals.top1), float(totals.top5)) == (0, 0)
-
-
-def test_one_worker_agrees_with_itself():
-    assert make_agreement(strategy_of(1))([1.0, 0.5]) == [1.0, 0.5]
