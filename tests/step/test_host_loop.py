@@ -128,6 +128,8 @@ def train_specs(config: Config, source):
 
 def synthetic(config: Config) -> Config:
     """Returns the config with small synthetic images, without settings that need encoded ones."""
+    if config.model.num_classes is None:  # these data have no classes to count
+        config = override(config, ["model.num_classes=10"])
     data = {"name": "synthetic", "crop": "none", "pad": 0, "image_size": 32}
     return with_data(config, **data, global_batch_size=16, eval_batch_size=16)
 
