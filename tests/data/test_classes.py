@@ -12,9 +12,9 @@ import tensorflow as tf
 from tests.conftest import strategy_of, with_data, with_model
 from tests.photo_files import photo_config, write_photos
 from tests.step_runs import StopAfter
-from trainer.config import Config, DataConfig
+from trainer.config import Config, DataConfig, with_num_classes
 from trainer.data.preparation import Request, prepare
-from trainer.data.source import channels_of, open_source, with_num_classes
+from trainer.data.source import channels_of, open_source
 from trainer.errors import PreemptedError, UserError
 from trainer.models.weights.load import read_checkpoint
 from trainer.run import train
@@ -29,7 +29,7 @@ def with_classes(config: Config, number: int | None) -> Config:
 def classes_of(config: Config, data_dir: Path | str) -> int | None:
     config = with_classes(config, None)
     source = open_source(config, config.data.train_split, str(data_dir))
-    return with_num_classes(config, source).model.num_classes
+    return with_num_classes(config, source.class_names).model.num_classes
 
 
 def refusal(config: Config, data_dir: Path | str) -> str:
@@ -63,9 +63,8 @@ def test_classes_are_as_many_as_the_data_have(folder, data_dir, digits_config, t
     assert classes_of(photo_config(name="tfrecord"), tmp_path / "records") == 3
     save_labels(tmp_path, [0, 3, 1, 2, 1])
     assert classes_of(ARRAYS, tmp_path) == 4
-    assert with_num_classes(digits_config, open_source(digits_config, "train", data_dir)) == (
-        digits_config
-    )
+    digits = open_source(digits_config, "train", data_dir)
+    assert with_num_classes(digits_config, digits.class_names) == digits_config
 
 
 def test_data_that_do_not_know_their_classes_say_what_to_set(folder, tmp_path):

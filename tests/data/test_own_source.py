@@ -10,9 +10,9 @@ import pytest
 import tensorflow as tf
 
 from tests.conftest import strategy_of, with_data, with_model
-from trainer.config import Config
+from trainer.config import Config, with_num_classes
 from trainer.data.pipeline import train_dataset
-from trainer.data.source import channels_of, open_source, with_num_classes
+from trainer.data.source import channels_of, open_source
 from trainer.errors import UserError
 from trainer.run.folder import RunFolder
 from trainer.run.log import read_records
@@ -75,7 +75,7 @@ def config(small_config, write) -> Config:
 
 def test_batches_are_those_of_a_module_of_ones_own(config):
     source = open_source(config, "train", "")
-    config = with_num_classes(config, source)
+    config = with_num_classes(config, source.class_names)
     batches = list(train_dataset(config, source, 0, tf.distribute.InputContext()).take(4))
     for images, labels in batches:
         assert images.shape == (5, 8, 8, 1)

@@ -18,6 +18,7 @@ from trainer.config.file import (
     override,
     short_hash,
     to_dict,
+    with_num_classes,
 )
 
 __all__ = [
@@ -33,4 +34,5 @@ __all__ = [
     "override",
     "short_hash",
     "to_dict",
+    "with_num_classes",
 ]

@@ -6,7 +6,7 @@ import json
 import sys
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from trainer.config import recipes
@@ -105,6 +105,13 @@ def _with(config: Config, path: str, value: Any) -> Config:
         return dataclasses.replace(config, **{name: value})
     section = dataclasses.replace(getattr(config, parents[0]), **{name: value})
     return dataclasses.replace(config, **{parents[0]: section})
+
+
+def with_num_classes(config: Config, class_names: Sequence[str]) -> Config:
+    """Returns the config with `model.num_classes` a number: that of the names, if it is none."""
+    if config.model.num_classes is not None:
+        return config
+    return _with(config, "model.num_classes", len(class_names))
 
 
 def _leaves(section: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:

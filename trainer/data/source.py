@@ -1,7 +1,6 @@
 """The interface of a data set: random access to labelled images."""
 
 import contextlib
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -64,14 +63,6 @@ def open_source(config: Config, split: str, data_dir: str) -> Source:
         check_own_source(name, module, source)
     _check(config, source)
     return source
-
-
-def with_num_classes(config: Config, source: Source) -> Config:
-    """Returns the config with `model.num_classes` a number: the source's, if it is none."""
-    if config.model.num_classes is not None:
-        return config
-    model = dataclasses.replace(config.model, num_classes=len(source.class_names))
-    return dataclasses.replace(config, model=model)
 
 
 def channels_of(config: Config) -> int:

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from trainer.config import Config
+from trainer.config import Config, with_num_classes
 from trainer.data.bad_examples import BadExamples
 from trainer.data.pipeline import first_bad_in_evaluation, first_bad_in_training, train_input
-from trainer.data.source import open_source, with_num_classes
+from trainer.data.source import open_source
 from trainer.devices.checks import check_batch_size, check_placement
 from trainer.devices.compilation import choose_compilation
 from trainer.devices.strategy import checkpoint_device
@@ -68,7 +68,7 @@ def train_and_evaluate(
     check_batch_size(config, num_replicas)
     compilation = choose_compilation(config, strategy)
     train_source = open_source(config, config.data.train_split, data_dir)
-    as_given, config = config, with_num_classes(config, train_source)
+    as_given, config = config, with_num_classes(config, train_source.class_names)
     eval_source = open_source(config, config.data.eval_split, data_dir)
     check_placement(strategy, config, train_source.in_graph and eval_source.in_graph)
     length = run_length(config, len(train_source))

@@ -54,9 +54,7 @@ def read_checkpoint(
         config = config_lib.from_dict(values)
     except UserError as error:
         raise UserError(f"{checkpoint}: its config cannot be used: {error}") from None
-    if config.model.num_classes is None:  # the number in the data
-        model = dataclasses.replace(config.model, num_classes=len(metadata["class_names"]))
-        config = dataclasses.replace(config, model=model)
+    config = config_lib.with_num_classes(config, metadata["class_names"])
     has_average = any(name.startswith("state/ema_model/") for name in names)
     if average and not has_average:
         raise UserError(f"{checkpoint}: has no moving average of the weights: ema_decay was none")
