@@ -7,6 +7,7 @@ the old file or the new one.
 import contextlib
 import fcntl
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,20 +17,26 @@ _MODE = 0o666  # less the umask
 
 
 @contextlib.contextmanager
-def replacing(path: Path, *, unique: bool = False) -> Iterator[Path]:
-    """Yields a path to write to, which takes the place of `path` when the block ends.
+def replacing(path: Path, *, mode: int = _MODE, unique: bool = False) -> Iterator[Path]:
+    """Yields the path of an empty file to write to, which replaces `path` when the block ends.
 
     If the block fails, the written file is removed and `path` stays as it was. The written file is
     flushed to the disk before it is renamed.
 
     Args:
+        mode: the file's permissions, before the umask, even if a library writes it that chooses
+            others.
         unique: write to a name that no other process has. For files that several processes may
             write at once; a kill then leaves a file behind that nobody overwrites.
     """
     middle = f".{uuid.uuid4().hex}" if unique else ""
     temporary = path.with_name(f".{path.name}{middle}.tmp")
+    temporary.unlink(missing_ok=True)  # the mode counts only for a file that is created
+    permissions = _create(temporary, mode)
     try:
         yield temporary
+        if stat.S_IMODE(temporary.stat().st_mode) != permissions:
+            temporary.chmod(permissions)
         _flush(temporary)
         os.replace(temporary, path)
     except BaseException:
@@ -51,11 +58,8 @@ def write_atomically(
     Raises:
         OSError: if it cannot be written; the old file, if any, is as it was.
     """
-    with replacing(path, unique=unique) as temporary:
-        temporary.unlink(missing_ok=True)  # the mode counts only for a file that is created
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        with os.fdopen(descriptor, "w", encoding="utf-8", errors=errors) as file:
-            file.write(text)
+    with replacing(path, mode=mode, unique=unique) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors=errors)
 
 
 @contextlib.contextmanager
@@ -83,6 +87,15 @@ def locked(
         kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         fcntl.flock(file, kind if wait else kind | fcntl.LOCK_NB)
         yield file
+
+
+def _create(path: Path, mode: int) -> int:
+    """Creates an empty file, and returns its mode, which is `mode` less the umask."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        return stat.S_IMODE(os.fstat(descriptor).st_mode)
+    finally:
+        os.close(descriptor)
 
 
 def _flush(path: Path) -> None:

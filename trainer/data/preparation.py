@@ -11,7 +11,10 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +32,7 @@ from trainer.files import locked, replacing, write_atomically
 
 _BAD = "bad_examples.txt"
 _SHOWN = 20  # bad images named on the terminal
+_SECONDS_BETWEEN_LINES = 30.0
 
 
 class Request(NamedTuple):
@@ -189,7 +193,7 @@ def _make_all(
     """Makes all shards and returns their receipts, by split, in order."""
     total = sum(len(shard.files) for one in shards.values() for shard in one)
     with (
-        tqdm(total=total, unit="image", dynamic_ncols=True) as bar,
+        _Bar(total) as bar,
         concurrent.futures.ThreadPoolExecutor(threads) as pool,
     ):
         futures = {
@@ -203,7 +207,37 @@ def _make_all(
             raise
 
 
-def _make(shard: PlannedShard, bar: tqdm) -> dict[str, Any]:
+class _Bar:
+    """A progress bar on a terminal, else a line every 30 s. Its methods work in any thread.
+
+    Args:
+        clock: returns seconds.
+    """
+
+    def __init__(self, total: int, clock: Callable[[], float] = time.monotonic):
+        self._total, self._clock = total, clock
+        self._done, self._last_line = 0, clock()
+        self._lock = threading.Lock()
+        hidden = not sys.stderr.isatty()
+        self._bar = tqdm(total=total, unit="image", dynamic_ncols=True, disable=hidden)
+
+    def __enter__(self) -> "_Bar":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._bar.close()
+
+    def update(self, number: int = 1) -> None:
+        with self._lock:
+            self._done += number
+            self._bar.update(number)
+            now = self._clock()
+            if self._bar.disable and now - self._last_line >= _SECONDS_BETWEEN_LINES:
+                self._last_line = now
+                print(f"{self._done:,} of {self._total:,} images", flush=True)
+
+
+def _make(shard: PlannedShard, bar: _Bar) -> dict[str, Any]:
     """Makes a shard unless it exists already, and returns its receipt."""
     made_of = _made_of(shard)
     kept = _kept(shard)
@@ -245,7 +279,7 @@ def _made_of(shard: PlannedShard) -> str:
     return digest.hexdigest()
 
 
-def _write_records(shard: PlannedShard, bar: tqdm) -> dict[str, Any]:
+def _write_records(shard: PlannedShard, bar: _Bar) -> dict[str, Any]:
     bad: list[str] = []
     classes: collections.Counter[str] = collections.Counter()
     with contextlib.ExitStack() as stack:

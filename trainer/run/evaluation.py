@@ -21,8 +21,9 @@ def make_evaluate(
 ) -> Callable[[], dict[str, float]]:
     """Returns `evaluate()`, which computes the metrics over all examples of `source`.
 
-    Their names are `top1_accuracy`, `top5_accuracy` and `loss`, with the prefix `ema_` for those of
-    the moving average. `bad_examples` is how many were skipped, if any.
+    Their names are `top1_accuracy`, `top5_accuracy` (with more than five classes) and `loss`, with
+    the prefix `ema_` for those of the moving average. `bad_examples` is how many were skipped, if
+    any.
     """
     inputs = eval_input(config, strategy, source, bad_examples)
     num_steps = tf.constant(eval_steps(config, source, strategy.num_replicas_in_sync))
@@ -40,7 +41,8 @@ def make_evaluate(
             if not complete and not (config.data.on_bad_example == "skip" and count > 0):
                 raise AssertionError(f"evaluated {count} examples of {len(source)}")
             values[f"{prefix}top1_accuracy"] = top1 / count
-            values[f"{prefix}top5_accuracy"] = top5 / count
+            if config.model.num_classes > 5:  # otherwise it is 1
+                values[f"{prefix}top5_accuracy"] = top5 / count
             values[f"{prefix}loss"] = loss / count
             if not complete:
                 values["bad_examples"] = len(source) - count

@@ -20,12 +20,14 @@ class Length(NamedTuple):
     steps_per_epoch: float
     total_steps: int
 
-    def next_evaluation(self, step: int) -> int:
-        """Returns the first step after `step` that ends an evaluation interval, or the last step.
+    @property
+    def evaluation_interval(self) -> float:
+        """The steps from one evaluation to the next: `eval_every_epochs`, and at least one step."""
+        return max(self.config.eval_every_epochs * self.steps_per_epoch, 1.0)
 
-        An interval is `eval_every_epochs` long, and at least one step.
-        """
-        interval = max(self.config.eval_every_epochs * self.steps_per_epoch, 1.0)
+    def next_evaluation(self, step: int) -> int:
+        """Returns the first step after `step` that ends an evaluation interval, or the last."""
+        interval = self.evaluation_interval
         count = math.floor(step / interval) + 1
         while round(count * interval) <= step:
             count += 1

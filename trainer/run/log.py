@@ -6,8 +6,8 @@ rollback: those steps are about to be trained and written again. Records of dive
 
 import json
 import math
-import sys
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,11 +16,11 @@ import tensorflow as tf
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
-from tqdm import tqdm
 
 from trainer.files import replacing, write_atomically
 from trainer.run.folder import RunFolder
 from trainer.run.length import Length
+from trainer.run.progress import Phase, Progress
 from trainer.step.train_step import TrainMetrics
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -33,24 +33,31 @@ class RunLog:
 
     Args:
         start_step: the step from which the run continues.
+
+    Attributes:
+        progress: what the terminal shows of the run.
     """
 
     def __init__(self, folder: RunFolder, start_step: int, length: Length):
         self._folder, self._length = folder, length
         self._enabled = folder.is_chief
         self._last_line = time.monotonic()
+        self.progress = Progress(start_step, length.total_steps, is_shown=folder.is_chief)
         self._open_from(start_step)
 
     def __enter__(self) -> Self:
+        self.progress.__enter__()
         return self
 
     def __exit__(self, *error) -> None:
+        self.progress.__exit__(*error)
         self._close()
 
     def rewind(self, step: int) -> None:
         """Drops what was written after `step`, to which the run has rolled back."""
         self._close()
         self._open_from(step)
+        self.progress.step = step
 
     def _open_from(self, step: int) -> None:
         if not self._enabled:
@@ -62,19 +69,15 @@ class RunLog:
         # TensorBoard's own writer: a scalar by tf.summary costs 0.3 ms, a step has several.
         self._train = EventFileWriter(str(self._folder.path / "train"))
         self._eval = EventFileWriter(str(self._folder.path / "eval"))
-        self._bar = tqdm(
-            total=self._length.total_steps,
-            initial=step,
-            unit="step",
-            disable=not sys.stderr.isatty(),
-            dynamic_ncols=True,
-        )
 
     def say(self, line: str) -> None:
         """Prints a line on the terminal, above the progress bar."""
         if self._enabled:
-            self._bar.write(line, file=sys.stdout)
-            sys.stdout.flush()
+            self.progress.say(line)
+
+    def doing(self, phase: Phase) -> AbstractContextManager[None]:
+        """Shows on the terminal what the run is doing, and for how long, until the block ends."""
+        return self.progress.doing(phase)
 
     def train(
         self,
@@ -83,6 +86,7 @@ class RunLog:
         seconds: float,
         images_per_second: float,
         traces: int,
+        steps_per_second: float,
     ) -> None:
         """Writes the steps of one loop, the last of which is `step`.
 
@@ -90,6 +94,7 @@ class RunLog:
             seconds: how long the loop took.
             traces: how often the loop has been traced so far; more than once per image size is a
                 waste to look into.
+            steps_per_second: of all loops without tracing, for the time left; NaN before one.
         """
         if not self._enabled:
             return
@@ -109,17 +114,23 @@ class RunLog:
         _add_scalars(self._train, step, rates)
         self._metrics.flush()
         loss, accuracy = columns["loss"][-1], columns["accuracy"][-1]
-        self._bar.set_postfix_str(
-            f"loss {loss:.3f}, accuracy {accuracy:.3f}, {images_per_second:.0f} images/s", False
-        )
-        self._bar.update(num_steps)
+        numbers = f"loss {loss:.3f}", f"acc {accuracy:.3f}", f"{images_per_second:.0f} img/s"
+        self.progress.advance(step, numbers, self._seconds_left(step, steps_per_second))
         now = time.monotonic()
-        if self._bar.disable and now - self._last_line >= _SECONDS_BETWEEN_LINES:
+        if not self.progress.has_line and now - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = now
             self.say(
                 f"{self._where(step)}: loss {loss:.4f}, accuracy {accuracy:.4f}, "
                 f"{images_per_second:.0f} images/s"
             )
+
+    def _seconds_left(self, step: int, steps_per_second: float) -> float:
+        """Estimates the time to the end of the run: steps at the measured pace, and evaluations
+        that take as long as the last one. NaN before there is a pace.
+        """
+        steps = self._length.total_steps - step
+        evaluations = math.ceil(steps / self._length.evaluation_interval)
+        return steps / steps_per_second + evaluations * self.progress.took(Phase.EVALUATING)
 
     def event(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Writes a record that is not a curve, such as `divergence`, to metrics.jsonl."""
@@ -133,12 +144,13 @@ class RunLog:
             return
         self._record("eval", step, values)
         self._metrics.flush()
-        _add_scalars(self._eval, step, values)
+        _add_scalars(self._eval, step, {_tag(name): value for name, value in values.items()})
         shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
         self.say(f"{self._where(step)}: evaluated: {shown}")
 
     def _where(self, step: int) -> str:
-        return f"step {step}/{self._bar.total} (epoch {step / self._length.steps_per_epoch:.1f})"
+        total = self._length.total_steps
+        return f"step {step}/{total} (epoch {step / self._length.steps_per_epoch:.1f})"
 
     def _record(self, kind: str, step: int, values: dict[str, Any]) -> None:
         epoch = round(step / self._length.steps_per_epoch, 4)
@@ -157,10 +169,17 @@ class RunLog:
 
     def _close(self) -> None:
         if self._enabled:
-            self._bar.close()
             self._metrics.close()
             self._train.close()
             self._eval.close()
+
+
+def _tag(name: str) -> str:
+    """Returns a metric's name in TensorBoard, which draws the curves of one name in one chart.
+
+    The accuracy of an evaluation is next to that of the training.
+    """
+    return name.replace("top1_accuracy", "accuracy")
 
 
 def _add_scalars(writer: EventFileWriter, step: int, values: dict[str, float]) -> None:

@@ -27,6 +27,7 @@ from trainer.run.initial_weights import load_initial_weights
 from trainer.run.length import run_length
 from trainer.run.log import RunLog, read_records
 from trainer.run.pace import Pace
+from trainer.run.progress import Phase
 from trainer.run.signals import StopRequest
 from trainer.run.stopwatch import Stopwatch
 from trainer.step.build import build_training
@@ -104,6 +105,7 @@ def train_and_evaluate(
         folder.write_config(metadata)
 
     with RunLog(folder, step, length) as log:
+        stop.progress = log.progress
         log.say(describe(config, strategy, state, *sizes[:2]))
         log.say(compilation.reason)
         log.say(f"logs and checkpoints: {folder.path}")
@@ -122,13 +124,15 @@ def train_and_evaluate(
         iterator = input_from(step)
         evaluate = make_evaluate(config, strategy, state, eval_source, bad_examples)
         if step < total_steps:
-            train_loop.get_concrete_function(iterator, tf.constant(1))
+            with log.doing(Phase.TRACING):
+                train_loop.get_concrete_function(iterator, tf.constant(1))
         stopwatch.lap("trace")
 
         # 5. Train, loop by loop. At the end of each loop: write, evaluate if due, save if due. In
         # this order, so that a checkpoint never counts a step as done whose record may be lost.
         pace = Pace(config.steps_per_loop)
         last_save = time.monotonic()
+        phase = Phase.FIRST_LOOP
         while step < total_steps:
             next_eval, next_size = length.next_evaluation(step), length.next_image_size(step)
             num_steps = int(min(pace.loop_steps, next_eval - step, next_size - step))
@@ -137,6 +141,7 @@ def train_and_evaluate(
             # device, so that an error, such as a lack of memory, belongs to this loop.
             first_bad = partial(first_bad_in_training, config, train_source, step, num_steps)
             with (
+                log.doing(phase),
                 out_of_memory_reported(*training_memory_advice(config, num_replicas)),
                 bad_examples_reported(config, first_bad),
             ):
@@ -144,6 +149,7 @@ def train_and_evaluate(
                 metrics = TrainMetrics(*(values.numpy() for values in metrics))
             seconds = time.monotonic() - started
             step += num_steps
+            phase = Phase.TRAINING
             if not pace.seconds:
                 stopwatch.lap("first loop, with compiling")
                 log.say(f"from the command to here: {stopwatch}")
@@ -151,7 +157,7 @@ def train_and_evaluate(
             traces = train_loop.experimental_get_tracing_count()
             pace.add(num_steps, seconds, traces)
             images_per_second = num_steps * config.data.global_batch_size / seconds
-            log.train(step, metrics, seconds, images_per_second, traces)
+            log.train(step, metrics, seconds, images_per_second, traces, pace.steps_per_second)
 
             found = divergence.find(config, state, train_source, step, metrics)
             if found is not None:
@@ -169,6 +175,7 @@ def train_and_evaluate(
 
             if step == next_eval:
                 with (
+                    log.doing(Phase.EVALUATING),
                     out_of_memory_reported(
                         f"data.eval_batch_size ({config.data.eval_batch_size})", "lower it"
                     ),
@@ -182,16 +189,18 @@ def train_and_evaluate(
                 if accuracy > state.best_accuracy.numpy():
                     state.best_accuracy.assign(accuracy)
                     log.flush()
-                    checkpoints.save_best(step)
+                    with log.doing(Phase.SAVING_BEST):
+                        checkpoints.save_best(step)
             if stop_sum > 0 or save_sum > 0 or step == total_steps:
-                log.flush()
-                checkpoints.save(step)
+                with log.doing(Phase.SAVING):
+                    log.flush()
+                    checkpoints.save(step)
                 last_save = time.monotonic()
             if stop_sum > 0 and step < total_steps:
                 del iterator
                 raise PreemptedError(f"saved at step {step} of {total_steps}")
             if step == next_size:
-                iterator = input_from(step)
+                iterator, phase = input_from(step), Phase.FIRST_LOOP
             pace.adapt(num_steps, seconds)
 
     del iterator  # before its dataset and its devices: other orders were seen to take 40 s
