@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from trainer.files import locked, replacing, write_atomically
 
@@ -87,6 +89,21 @@ def test_permissions(tmp_path):
         os.umask(before)
     modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("open", "private")]
     assert modes == [0o640, 0o600]
+
+
+def test_a_library_does_not_choose_the_permissions(tmp_path):
+    """safetensors gives its files to their owner alone."""
+    save_file({"a": np.zeros(1)}, tmp_path / "alone")
+    before = os.umask(0o027)
+    try:
+        for name, options in (("file", {}), ("private", {"mode": 0o600})):
+            with replacing(tmp_path / name, **options) as temporary:
+                save_file({"a": np.zeros(1)}, temporary)
+    finally:
+        os.umask(before)
+    names = ("alone", "file", "private")
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in names]
+    assert modes == [0o600, 0o640, 0o600]
 
 
 def test_a_name_that_is_not_text(tmp_path):

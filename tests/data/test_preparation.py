@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import tensorflow as tf
 from PIL import Image
 
 from tests.photo_files import CLASSES, photo_config, write_photos
+from trainer.data import preparation
 from trainer.data.preparation import Request, prepare
 from trainer.data.source import open_source
 from trainer.errors import UserError
@@ -101,26 +103,53 @@ def test_what_is_done_is_kept_and_what_changed_is_made_again(photos, tmp_path):
     assert changed == {damaged}
 
 
+# Dies once three shards are complete.
+_DYING = """
+import os, signal
+from trainer import prepare
+from trainer.data import preparation
+
+original, made = preparation._make, []
+
+def make(*args):
+    made.append(original(*args))
+    if len(made) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return made[-1]
+
+preparation._make = make
+prepare.main()
+"""
+
+
 def test_killed_in_its_midst_it_goes_on(photos, tmp_path):
-    source = write_photos(tmp_path / "photos", photos, train=400, val=2)
+    source = write_photos(tmp_path / "photos", photos, train=60, val=2)
     undisturbed = tmp_path / "undisturbed"
     prepare(Request(source, undisturbed, shard_mb=0.1))
-    command = [sys.executable, "-m", "trainer.prepare", f"--source={source}", "--threads=1"]
-    command += [f"--out={tmp_path / 'out'}", "--shard_mb=0.1"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, bufsize=0) as process:
-        assert process.stderr
-        while not list((tmp_path / "out").glob("train-*")):
-            assert process.stderr.read(1)  # a piece of its progress; b"" would be its end
-        process.kill()
+    flags = [f"--source={source}", "--threads=1", f"--out={tmp_path / 'out'}", "--shard_mb=0.1"]
+    killed = subprocess.run([sys.executable, "-c", _DYING, *flags], check=False)
+    assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "out" / "manifest.json").exists()
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("train-*")}
-    assert 0 < len(made) < len(list(undisturbed.glob("train-*")))
-    subprocess.run(command, check=True, capture_output=True)
+    assert 3 == len(made) < len(list(undisturbed.glob("train-*")))
+    command = [sys.executable, "-m", "trainer.prepare", *flags]
+    done = subprocess.run(command, check=True, capture_output=True)
+    assert done.stderr == b""  # the bar is for terminals
     assert {path: path.stat().st_mtime_ns for path in made} == made
     manifests = [
         json.loads((f / "manifest.json").read_text()) for f in (undisturbed, tmp_path / "out")
     ]
     assert manifests[0] == manifests[1]
+
+
+def test_without_a_terminal_progress_is_a_line_now_and_then(capsys):
+    times = iter([0.0, 29.0, 31.0, 60.0, 61.0])
+    with preparation._Bar(4000, clock=lambda: next(times)) as bar:
+        for _ in range(4):
+            bar.update(1000)
+    captured = capsys.readouterr()
+    assert captured.out == "2,000 of 4,000 images\n4,000 of 4,000 images\n"
+    assert captured.err == ""
 
 
 def test_bad_images_are_all_reported(photos, tmp_path, capsys):

@@ -109,7 +109,7 @@ def _assert_ended_the_same(workdir: Path, reference: Path) -> None:
     assert len(lines) == _STEPS + _EPOCHS + len(starts)
     for folder, tag, steps in (
         ("train", "accuracy", range(1, _STEPS + 1)),
-        ("eval", "ema_top1_accuracy", _EVALS),
+        ("eval", "ema_accuracy", _EVALS),
     ):
         curve = _curve(workdir / folder, tag)
         assert [step for step, _ in curve] == list(steps)  # one curve: each step once, in order

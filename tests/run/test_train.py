@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import stat
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import strategy_of, with_data, with_model, with_optimizer
+from tests.run.test_progress import Clock
 from tests.step_runs import StopAfter
 from trainer.config import AugmentConfig, Config
 from trainer.data import pipeline
@@ -23,6 +25,7 @@ from trainer.run.folder import RunFolder
 from trainer.run.length import Length
 from trainer.run.log import RunLog, read_records
 from trainer.run.pace import Pace
+from trainer.run.progress import Phase, Progress
 from trainer.step.train_step import TrainMetrics
 
 
@@ -57,14 +60,18 @@ def test_the_logs_match_the_run(linear_config, data_dir, tmp_path, capsys):
 
     # TensorBoard's own reader finds the same numbers, each step once.
     board = {name: _board(tmp_path / name) for name in ("train", "eval")}
+    # A chart has the curves of one tag: accuracy comes first, of training and evaluation.
+    first = [min(board[name].Tags()["scalars"]) for name in ("train", "eval")]
+    assert first == ["accuracy", "accuracy"]
     for name, kind, tags in (
         ("train", training, ("loss", "accuracy", "learning_rate", "gradient_norm")),
-        ("eval", evaluation, ("loss", "top1_accuracy", "top5_accuracy")),
+        ("eval", evaluation, ("loss", "accuracy", "top5_accuracy")),
     ):
         for tag in tags:
+            key = "top1_accuracy" if (name, tag) == ("eval", "accuracy") else tag
             points = [(e.step, e.value) for e in board[name].Scalars(tag)]
             assert [step for step, _ in points] == [r["step"] for r in kind]
-            np.testing.assert_allclose([v for _, v in points], [r[tag] for r in kind], rtol=1e-6)
+            np.testing.assert_allclose([v for _, v in points], [r[key] for r in kind], rtol=1e-6)
     for tag in ("images_per_second", "steps_per_second", "traces"):
         assert len(board["train"].Scalars(tag)) >= 3
     assert {r["traces"] for r in training} == {1}
@@ -267,23 +274,43 @@ def test_records_after_the_checkpoint_are_dropped(linear_config, tmp_path):
     folder = RunFolder(str(tmp_path), linear_config)
     length = Length(linear_config, steps_per_epoch=10.0, total_steps=100)
     with RunLog(folder, 0, length) as log:
-        log.train(10, _metrics(10, 1.0), 1.0, 1.0, 1)
+        log.train(10, _metrics(10, 1.0), 1.0, 1.0, 1, math.nan)
         log.evaluation(10, {"top1_accuracy": 0.5})
-        log.train(20, _metrics(10, math.nan), 1.0, 1.0, 1)
+        log.train(20, _metrics(10, math.nan), 1.0, 1.0, 1, 10.0)
         log.evaluation(20, {"top1_accuracy": 0.6})
     with open(folder.metrics, "a") as torn:
         torn.write('{"kind": "train", "st')
     with RunLog(folder, 15, length) as log:  # a checkpoint between the two evaluations
-        log.train(20, _metrics(5, 3.0), 1.0, 1.0, 1)
+        log.train(20, _metrics(5, 3.0), 1.0, 1.0, 1, 10.0)
         log.evaluation(20, {"top1_accuracy": 0.7})
     records = read_records(folder.metrics, "train")
     assert [r["step"] for r in records] == list(range(1, 21))
     assert [r["loss"] for r in records] == [1.0] * 10 + [None] * 5 + [3.0] * 5
     evaluations = read_records(folder.metrics, "eval")
     assert [(r["step"], r["top1_accuracy"]) for r in evaluations] == [(10, 0.5), (20, 0.7)]
-    points = _board(tmp_path / "eval").Scalars("top1_accuracy")
+    points = _board(tmp_path / "eval").Scalars("accuracy")
     assert [e.step for e in points] == [10, 20]
     np.testing.assert_allclose([e.value for e in points], [0.5, 0.7])
+
+
+def test_the_time_left_is_that_of_steps_and_evaluations(linear_config, tmp_path):
+    clock = Clock()
+    length = Length(linear_config, steps_per_epoch=10.0, total_steps=100)
+    with RunLog(RunFolder(str(tmp_path), linear_config), 0, length) as log:
+        log.progress = Progress(0, 100, is_shown=False, clock=clock)
+
+        def time_left(step: int, steps_per_second: float) -> str:
+            log.train(step, _metrics(5, 1.0), 1.0, 1.0, 1, steps_per_second)
+            found = re.search(r"<(.+)\]", log.progress.line(80))
+            assert found
+            return found[1]
+
+        assert time_left(5, math.nan) == "?"  # that loop has been traced
+        assert time_left(20, 2.0) == "00:40"
+        with log.doing(Phase.EVALUATING):
+            clock.now += 3.0
+        assert time_left(25, 2.0) == "00:55"  # 75 steps, and 6 evaluations, one each 12.5 steps
+        assert time_left(100, 2.0) == "00:00"
 
 
 def test_the_command_trains_on_two_replicas_and_reports_it(data_dir, tmp_path):
@@ -292,9 +319,14 @@ def test_the_command_trains_on_two_replicas_and_reports_it(data_dir, tmp_path):
         *(sys.executable, "-m", "trainer.main", "--strategy=mirrored", "--virtual_devices=2"),
         *("--set", "num_epochs=2", f"--workdir={tmp_path}", f"--data_dir={data_dir}"),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=False, umask=0o027
+    )
+    assert (done.returncode, done.stderr) == (0, "")  # without a terminal, no bar
+    assert not re.search(r"[\r\x1b]", done.stdout)
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
+    assert {mode for path, mode in modes.items() if path.is_file()} == {0o640}
+    assert {mode for path, mode in modes.items() if path.is_dir()} == {0o750}
     assert "MirroredStrategy with 2 replica(s), global batch 64" in done.stdout
     assert re.search(
         r"best accuracy 0\.\d{4}, last 0\.\d{4}; trained [\d.]+ s at \d+ images/s", done.stdout

@@ -25,6 +25,8 @@ def make_evaluate(
     the prefix `ema_` for those of the moving average. `bad_examples` is how many were skipped, if
     any.
     """
+    assert config.model.num_classes is not None  # opening the data has made it a number
+    has_top5 = config.model.num_classes > 5  # otherwise it is always 1
     inputs = eval_input(config, strategy, source, bad_examples)
     num_steps = tf.constant(eval_steps(config, source, strategy.num_replicas_in_sync))
     models = {"": state.model}
@@ -41,7 +43,7 @@ def make_evaluate(
             if not complete and not (config.data.on_bad_example == "skip" and count > 0):
                 raise AssertionError(f"evaluated {count} examples of {len(source)}")
             values[f"{prefix}top1_accuracy"] = top1 / count
-            if config.model.num_classes > 5:  # otherwise it is 1
+            if has_top5:
                 values[f"{prefix}top5_accuracy"] = top5 / count
             values[f"{prefix}loss"] = loss / count
             if not complete:

@@ -157,7 +157,7 @@ class Progress:
         counts = f" {self.step}/{self.total_steps}"
         doing, now = self._doing, self._clock()
         if doing and doing.phase != Phase.TRAINING:
-            text = f" {doing.phase}, {now - doing.since:.0f} s"
+            text = f" {doing.phase}, {int(now - doing.since)} s"
             choices = [counts + text, text]
         else:
             known = math.isfinite(self._seconds_left)
