@@ -11,12 +11,17 @@ from trainer.run.progress import Phase, Progress
 from trainer.run.signals import advice
 
 _PROGRAM = """
+import os, signal
 from tests.run.blocking import stay_in_c
 from trainer.run.progress import Phase, Progress
 from trainer.run.signals import StopRequest
 
 StopRequest()  # of an earlier run in this process
 stop = StopRequest()
+if not (child := os.fork()):  # such as a worker of a user's own source
+    os.kill(os.getpid(), signal.SIGTERM)
+    os._exit(0)
+os.waitpid(child, 0)
 with Progress(0, 10, is_shown=True) as progress:
     stop.progress = progress
     with progress.doing(Phase.FIRST_LOOP):
@@ -35,10 +40,12 @@ def blocked():
     with subprocess.Popen(
         [sys.executable, "-c", _PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
-        assert process.stdout
-        assert process.stdout.readline() == "blocked\n"
-        yield process
-        process.kill()
+        try:
+            assert process.stdout
+            assert process.stdout.readline() == "blocked\n"
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize(

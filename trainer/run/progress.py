@@ -43,8 +43,8 @@ class Progress:
     """Shows how far a run is, and what it is doing. A context manager, which ends its thread.
 
     On a terminal, the last line is a bar with `[elapsed<left]` and numbers during the training, or
-    the phase and its seconds. Elsewhere, a phase other than the training gets a plain line every
-    30 s. Both are on stderr and stdout, like those of tqdm.
+    the phase and its seconds; it is drawn on stderr. Elsewhere, a phase other than the training
+    gets a plain line every 30 s, on stdout.
 
     Args:
         step: the step from which the run continues.

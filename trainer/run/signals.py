@@ -9,6 +9,9 @@ from typing import Any
 
 from trainer.run.progress import Phase, Progress
 
+# A forked child, such as a worker of a user's own source, must not write to its parent's pipe.
+os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
+
 
 class StopRequest:
     """Set by SIGTERM (a preemption) and SIGINT (Ctrl-C). A second Ctrl-C ends the process at once.

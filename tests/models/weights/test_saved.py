@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -39,8 +40,9 @@ def test_export_and_back_is_exact(run_folder, small_config, tmp_path):
     """With the command, in its own process: a user's module, and the moving average."""
     out = tmp_path / "model.safetensors"
     command = [sys.executable, "-m", "trainer.export", f"--run={run_folder}", f"--out={out}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, umask=0o027)
     assert done.stdout.startswith(f"{out}: tests.small_models.resnet8, ")
+    assert stat.S_IMODE(out.stat().st_mode) == 0o640
     saved = read_checkpoint(run_folder)
     loading = dataclasses.replace(
         small_config, model=dataclasses.replace(small_config.model, weights=str(out))
