@@ -288,7 +288,8 @@ def test_records_after_the_checkpoint_are_dropped(linear_config, tmp_path):
     assert [r["loss"] for r in records] == [1.0] * 10 + [None] * 5 + [3.0] * 5
     evaluations = read_records(folder.metrics, "eval")
     assert [(r["step"], r["top1_accuracy"]) for r in evaluations] == [(10, 0.5), (20, 0.7)]
-    points = _board(tmp_path / "eval").Scalars("accuracy")
+    # Files of one process and one second are read in the order of their names, such as 9 after 11.
+    points = sorted(_board(tmp_path / "eval").Scalars("accuracy"), key=lambda event: event.step)
     assert [e.step for e in points] == [10, 20]
     np.testing.assert_allclose([e.value for e in points], [0.5, 0.7])
 
