@@ -40,7 +40,8 @@ def test_the_line_fits_and_its_bar_has_ten_cells(width, step, total, elapsed, le
     clock = Clock()
     progress = Progress(0, total, is_shown=False, clock=clock)
     clock.now = elapsed
-    progress.advance(step, ("loss 6.912", "acc 0.001", "12345 img/s"), left)
+    progress.step = step
+    progress.show(("loss 6.912", "acc 0.001", "12345 img/s"), left)
     lines = {None: progress.line(width)}
     for phase in Phase:
         with progress.doing(phase):
@@ -61,7 +62,8 @@ def test_the_time_left_is_unknown_at_first():
     progress = Progress(0, 100, is_shown=False, clock=clock)
     clock.now = 65.0
     assert progress.line(80).endswith("| 0/100 [01:05<?]")
-    progress.advance(50, ("loss 1.000",), 3661.0)
+    progress.step = 50
+    progress.show(("loss 1.000",), 3661.0)
     assert progress.line(80).endswith("| 50/100 [01:05<1:01:01] loss 1.000")
     assert progress.line(80).startswith(" 50%|")
 
@@ -87,7 +89,8 @@ with Progress(0, 10, is_shown=True) as progress:
     progress.say("first line")
     with progress.doing(Phase.EVALUATING):
         stay_in_c()
-    progress.advance(5, ("loss 1.000",), 3.0)
+    progress.step = 5
+    progress.show(("loss 1.000",), 3.0)
     progress.say("second line")
     with progress.doing(Phase.SAVING):
         raise RuntimeError("a full disk")

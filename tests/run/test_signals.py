@@ -94,7 +94,7 @@ def test_the_answer_tells_when_the_run_stops_and_what_would_be_lost(phase, step,
     if saved:
         with progress.doing(Phase.SAVING):
             pass
-    progress.advance(step, (), 1.0)
+    progress.step = step
     clock.now = 12.0
     with progress.doing(phase):
         line = advice(signal.SIGINT, progress)

@@ -96,6 +96,7 @@ class RunLog:
                 waste to look into.
             steps_per_second: of all loops without tracing, for the time left; NaN before one.
         """
+        self.progress.step = step  # every worker answers signals
         if not self._enabled:
             return
         columns = {name: np.asarray(values) for name, values in metrics._asdict().items()}
@@ -115,7 +116,7 @@ class RunLog:
         self._metrics.flush()
         loss, accuracy = columns["loss"][-1], columns["accuracy"][-1]
         numbers = f"loss {loss:.3f}", f"acc {accuracy:.3f}", f"{images_per_second:.0f} img/s"
-        self.progress.advance(step, numbers, self._seconds_left(step, steps_per_second))
+        self.progress.show(numbers, self._seconds_left(step, steps_per_second))
         now = time.monotonic()
         if not self.progress.has_line and now - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = now

@@ -53,6 +53,7 @@ class Progress:
 
     Attributes:
         has_line: whether there is a line that moves.
+        step: how many steps are done; set it.
         first_step: where this process began.
     """
 
@@ -121,14 +122,14 @@ class Progress:
         ended_at = self._ended_at.get(phase)
         return None if ended_at is None else self._clock() - ended_at
 
-    def advance(self, step: int, numbers: Sequence[str], seconds_left: float) -> None:
-        """Moves the bar to `step`.
+    def show(self, numbers: Sequence[str], seconds_left: float) -> None:
+        """Sets what stands behind the bar.
 
         Args:
-            numbers: texts to show; the last ones are left out on a narrow terminal.
+            numbers: texts; the last ones are left out on a narrow terminal.
             seconds_left: until the end of the run; NaN if unknown.
         """
-        self.step, self._numbers, self._seconds_left = step, numbers, seconds_left
+        self._numbers, self._seconds_left = numbers, seconds_left
 
     def say(self, line: str) -> None:
         """Prints a line on stdout, above the line that moves."""
