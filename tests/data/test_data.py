@@ -14,6 +14,7 @@ from trainer.config import Config
 from trainer.data import digits, tfds_source
 from trainer.data.pipeline import train_dataset
 from trainer.data.source import open_source
+from trainer.data.splits import tfds as tfds_split
 from trainer.errors import UserError
 
 # --- pipeline ---------------------------------------------------------------------------------
@@ -113,7 +114,7 @@ def test_normalisation_constants_are_those_of_the_training_digits(digits_config,
 
 
 def test_reading_from_disk_is_reading_from_memory(data_dir, digits_config, digits, monkeypatch):
-    monkeypatch.setattr(tfds_source, "_IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(tfds_split, "_IN_MEMORY_BYTES", 0)
     config = with_data(digits_config, crop="none", pad=0, eval_crop_ratio=1.0)
     from_disk = open_source(config, "train", data_dir)
     assert isinstance(from_disk, tfds_source.ArrayRecordSource)
@@ -157,8 +158,8 @@ def test_two_processes_that_prepare_digits_at_once(tmp_path, monkeypatch):
 
     def lock_after_another(*args):
         monkeypatch.setattr(fcntl, "flock", lock)
-        assert len(tfds_source.open_source(Config(), "test", str(tmp_path))) == 360
+        assert len(open_source(Config(), "test", str(tmp_path))) == 360
         lock(*args)
 
     monkeypatch.setattr(fcntl, "flock", lock_after_another)
-    assert len(tfds_source.open_source(Config(), "train", str(tmp_path))) == 1437
+    assert len(open_source(Config(), "train", str(tmp_path))) == 1437

@@ -29,9 +29,9 @@ from tests.photo_files import photo_config, write_photos
 from tests.small_models import TINY_BOTTLENECK, TINY_MOBILENETV3, TINY_RS, TINY_VGG
 from tests.step_runs import Run
 from trainer.config import Config, ModelConfig, load, override
-from trainer.data import tfds_source
 from trainer.data.pipeline import eval_dataset, eval_input, eval_steps, train_dataset
 from trainer.data.source import open_source
+from trainer.data.splits import tfds as tfds_split
 from trainer.devices.strategy import checkpoint_device
 from trainer.models.build import build_model
 from trainer.preflight.program import train_step_program
@@ -366,7 +366,7 @@ def test_an_input_in_the_graph_calls_no_python(digits_config, data_dir, folder, 
 
 def test_an_input_that_calls_python_is_found(digits_config, data_dir, folder, monkeypatch):
     """Controls it: array_record is read from Python, and bad examples are reported from it."""
-    monkeypatch.setattr(tfds_source, "_IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(tfds_split, "_IN_MEMORY_BYTES", 0)
     config = with_data(digits_config, crop="none", pad=0)
     source = open_source(config, "train", data_dir)
     assert not source.in_graph
