@@ -22,12 +22,13 @@ FLOORS = (
     {"verbs"},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-VERBS = {"main", "inspect", "prepare", "export", "preflight"}
+VERBS = {"main", "inspect", "prepare", "export", "preflight", "runs"}
 # Rooms and files that a command can use before it imports TensorFlow.
 WITHOUT_TENSORFLOW = (
     *("errors", "files", "registry", "units", "config", "user_module", "cli"),
     *("models.weights.tensor_file", "devices.choice", "devices.cluster", "devices.tpu"),
-    *("data.splits", "run.folder", "run.stopwatch"),
+    *("data.splits", "models.weights.identity", "run.environment", "run.folder", "run.history"),
+    *("run.identity", "run.provenance", "run.stopwatch"),
 )
 
 

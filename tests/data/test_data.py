@@ -13,9 +13,10 @@ from tests.conftest import with_data
 from trainer.config import Config
 from trainer.data import digits, tfds_source
 from trainer.data.pipeline import train_dataset
-from trainer.data.source import open_source
+from trainer.data.source import open_source, open_split
 from trainer.data.splits import tfds as tfds_split
 from trainer.errors import UserError
+from trainer.run.identity import run_metadata
 
 # --- pipeline ---------------------------------------------------------------------------------
 
@@ -143,10 +144,9 @@ def test_what_is_wrong_with_the_data_is_said(data_dir, digits_config, tmp_path):
         open_source(config, "train", data_dir)
 
 
-def test_metadata_is_ready_for_json(digits_config, digits):
-    from trainer.run.checkpoint import run_metadata
-
-    metadata = json.loads(json.dumps(run_metadata(digits_config, digits)))
+def test_metadata_is_ready_for_json(digits_config, data_dir):
+    split = open_split(digits_config, "train", data_dir).split
+    metadata = json.loads(json.dumps(run_metadata(digits_config, split, split)))
     assert metadata["class_names"] == list("0123456789")
     assert metadata["mean"] == list(digits_config.data.mean)
     assert metadata["config"]["optimizer.learning_rate"] == digits_config.optimizer.learning_rate

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable
 from types import ModuleType
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import tensorflow as tf
 
@@ -26,6 +26,8 @@ class Source(Protocol):
         channels: 1 or 3.
         in_graph: whether fetching is TensorFlow alone. The remote hosts of a TPU slice run no
             Python.
+        fingerprint: optional: a text that changes when the examples do. A run refuses to resume on
+            data with another one; without it, only counts and class names are compared.
     """
 
     class_names: tuple[str, ...]
@@ -49,7 +51,14 @@ class Source(Protocol):
         ...
 
 
-def open_source(config: Config, split: str, data_dir: str, found: Split | None = None) -> Source:
+class OpenSplit(NamedTuple):
+    """A source, and what its examples are."""
+
+    source: Source
+    split: Split  # without its content, which the source holds
+
+
+def open_split(config: Config, split: str, data_dir: str, found: Split | None = None) -> OpenSplit:
     """Opens a split of the data set `data.name` and checks it against the config.
 
     Args:
@@ -66,12 +75,28 @@ def open_source(config: Config, split: str, data_dir: str, found: Split | None =
             module.prepare(config, data_dir)
         found = found or find_split(config, split, data_dir)
         assert found is not None
-        return module.make_source(config, found)
+        return OpenSplit(module.make_source(config, found), found._replace(content=None))
     with user_module.one_line_errors("data.name", name):
         source = module.open_source(config, split, data_dir)
     check_own_source(name, module, source)
     check_fit(config, source.class_names, len(source), source.channels, source.image_shape)
-    return source
+    described = Split(
+        name=split,
+        place="",
+        fingerprint=str(getattr(source, "fingerprint", "")),
+        num_examples=len(source),
+        class_names=tuple(source.class_names),
+        class_counts=None,
+        channels=source.channels,
+        image_shape=source.image_shape,
+        content=None,
+    )
+    return OpenSplit(source, described)
+
+
+def open_source(config: Config, split: str, data_dir: str) -> Source:
+    """Returns the source of `open_split`."""
+    return open_split(config, split, data_dir).source
 
 
 def channels_of(config: Config) -> int:

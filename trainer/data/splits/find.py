@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from importlib import import_module
 
-from trainer.config import Config
+from trainer.config import Config, with_num_classes
 from trainer.data.splits.split import Split, check_fit
 
 # The module of each data set that has an alias in trainer/registry.py. Imported when it is used:
@@ -39,4 +39,19 @@ def find_split(config: Config, split: str, data_dir: str) -> Split | None:
     found = find(config, split, data_dir)
     if found is not None:
         check_fit(config, found.class_names, found.num_examples, found.channels, found.image_shape)
+    return found
+
+
+def find_splits(config: Config, data_dir: str) -> dict[str, Split]:
+    """Finds both splits of a run, by name; without those that only opening tells.
+
+    Raises:
+        UserError: as `find_split`.
+    """
+    found = {}
+    for name in (config.data.train_split, config.data.eval_split):
+        split = None if name is None else find_split(config, name, data_dir)
+        if name is not None and split is not None:
+            found[name] = split
+            config = with_num_classes(config, split.class_names)
     return found
