@@ -138,7 +138,7 @@ def train_and_evaluate(
             first_bad = partial(first_bad_in_training, config, train_source, step, num_steps)
             with (
                 out_of_memory_reported(*training_memory_advice(config, num_replicas)),
-                bad_examples_reported(config, first_bad),
+                bad_examples_reported(config, first_bad, checkpoints.exist),
             ):
                 metrics = train_loop(iterator, tf.constant(num_steps))
                 metrics = TrainMetrics(*(values.numpy() for values in metrics))
@@ -173,7 +173,9 @@ def train_and_evaluate(
                         f"data.eval_batch_size ({config.data.eval_batch_size})", "lower it"
                     ),
                     bad_examples_reported(
-                        config, partial(first_bad_in_evaluation, config, eval_source)
+                        config,
+                        partial(first_bad_in_evaluation, config, eval_source),
+                        checkpoints.exist,
                     ),
                 ):
                     values = evaluate()

@@ -1,0 +1,87 @@
+"""What to type instead of a name that is not a field or a flag."""
+
+import difflib
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+
+from trainer.config.other_names import FORMS
+
+_ALIKE = 0.75  # `class_weights` and `weights` have 0.7, and nothing in common
+_MOST = 3  # fields to suggest at once
+_FLAG = re.compile(r"--(\w+)")
+_SETTING = re.compile(r"--set ([\w.]+)=\{\}")
+
+
+def hint(
+    name: str,
+    values: Sequence[str],
+    fields: Mapping[str, str],
+    flags: Mapping[str, str] | None,
+    problem: Callable[[str, str], str | None],
+) -> str | None:
+    """Returns what to type instead of `name`, as a clause of a message; None if nothing is near.
+
+    Args:
+        name: a field, or a flag without its dashes; in any case, with `-` or `_`.
+        values: readings of what was given as its value, the likeliest first.
+        fields: the form that sets each field, such as `--set seed={}`, by path.
+        flags: the form of each flag of the command, such as `--tpu={}`; None if `name` is a field:
+            then any flag may be suggested.
+        problem: returns why a field does not take a value, or None if it does.
+    """
+    plain = name.lower().replace("-", "_")
+    last = plain.rpartition(".")[2]
+    exact = {**fields, **(flags or {})}.get(plain)
+    forms = [exact] if exact else _others(last, flags)
+    opposite = re.fullmatch(r"no_?(\w+)", last)
+    if not forms and not values and opposite:  # absl's --noflag
+        text = hint(opposite[1], ["false"], fields, flags, problem)
+        return text if "false" in (text or "") else None
+    most = 1
+    if not forms:
+        forms, most = _near(plain, fields, flags or {}), _MOST
+    filled = [_filled(form, values, problem) for form in forms]
+    texts = [text for text, fits in filled if fits] or [text for text, _ in filled]
+    text = " or ".join(texts[:most])
+    return f"did you mean {text}?" if text.startswith("--") else text or None
+
+
+def _others(name: str, flags: Mapping[str, str] | None) -> list[str]:
+    """Returns what the table has for this name; for a field, what sets a field comes first."""
+    forms = FORMS.get(name, ())
+    if flags is None:
+        return sorted(forms, key=lambda form: bool(re.match("--(?!set )", form)))
+    return [form for form in forms if {*_FLAG.findall(form)} <= {*flags, "verbosity"}]
+
+
+def _near(name: str, fields: Mapping[str, str], flags: Mapping[str, str]) -> list[str]:
+    """Returns the forms of the fields, or of the flag, whose names are most like this one."""
+    section, _, last = name.rpartition(".")
+    by_last: dict[str, list[str]] = {}
+    for path in fields:
+        by_last.setdefault(path.rpartition(".")[2], []).append(path)
+    found = by_last.get(last) or [path for path in fields if path.endswith(f"_{last}")]
+    if not found:
+        alike = difflib.get_close_matches(last, [*flags, *by_last], n=1, cutoff=_ALIKE)
+        if alike and alike[0] in flags:
+            return [flags[alike[0]]]
+        found = by_last[alike[0]] if alike else []
+    found = [path for path in found if path.startswith(f"{section}.")] or found
+    return [fields[path] for path in found] if len(found) <= _MOST else []  # else: no idea
+
+
+def _filled(
+    form: str, values: Sequence[str], problem: Callable[[str, str], str | None]
+) -> tuple[str, bool]:
+    """Returns a form with the first value that its field takes, and whether there is one."""
+    setting = _SETTING.search(form)
+    reason = None
+    if not values and setting and "true or false" in (problem(setting[1], "") or ""):
+        values = ["true"]  # a flag without a value
+    for value in values:
+        reason = problem(setting[1], value) if setting else None
+        if reason is None:
+            return form.replace("{}", shlex.quote(value)), True
+    note = f" ({reason.partition('; known: ')[0]})" if reason else ""
+    return form.replace("{}", "…") + note, not note
