@@ -312,9 +312,7 @@ def test_a_run_stops_and_names_the_file_then_resumes_by_skipping(folder, tmp_pat
         run(config, folder, workdir)
     message = str(caught.value)
     assert message.startswith(f"bad example: {bad}: Unknown image file format")
-    assert message.endswith(
-        "; fix or remove it, or continue with --set data.on_bad_example=skip"
-    )
+    assert message.endswith("; fix or remove it, or continue with --set data.on_bad_example=skip")
     del caught  # and the folder's lock with it
 
     summary = run(with_data(config, on_bad_example="skip"), folder, workdir, num_replicas=2)

@@ -113,7 +113,9 @@ def _parse(name: str, description: str, own: flags.FlagValues, argv: Sequence[st
     for some in (own, _absl_flags(), _HELP):
         known.append_flag_values(some)  # the flags themselves, not copies
     try:
-        rest = known(list(argv))
+        # With the flags of --flagfile: what is wrong may be one of them.
+        argv = [argv[0], *known.read_flags_from_files(list(argv[1:]), force_gnu=False)]
+        rest = known(argv)
     except flags.UnrecognizedFlagError as error:
         _exit_with_error(mistakes.unknown_flag(error.flagname, own, argv, name))
     except (flags.Error, ValueError) as error:
@@ -124,7 +126,7 @@ def _parse(name: str, description: str, own: flags.FlagValues, argv: Sequence[st
         shown = known if known["helpfull"].value else [*own, "verbosity"]
         print_and_exit(_help(description, [known[name] for name in sorted(shown) if len(name) > 1]))
     if len(rest) > 1:
-        _exit_with_error(mistakes.word(argv, len(argv) - len(rest) + 1, own, name))
+        _exit_with_error(mistakes.word(argv, known, own, name))
     return rest
 
 
@@ -132,12 +134,13 @@ def _absl_flags() -> flags.FlagValues:
     """Returns absl's own flags.
 
     Not those of its help, which knows only what `__main__` defines; nor `--only_check_flags` and
-    `--only_check_args`, which would approve a config that they don't check.
+    `--only_check_args`, which would approve a config that they don't check; nor `--log_dir`, which
+    is not for our logs.
     """
     found = flags.FlagValues()
     for module, of_module in flags.FLAGS.flags_by_module_dict().items():
         for flag in of_module:
-            if module.startswith("absl.") and not re.search("help|only_check", flag.name):
+            if module.startswith("absl.") and not re.search("help|only_check|log_dir", flag.name):
                 found[flag.name] = flag
     return found
 

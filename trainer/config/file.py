@@ -78,7 +78,8 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
         path, separator, text = assignment.partition("=")
         if not separator or not path.strip():
             words = assignment.replace(":", " ").split()
-            like = hint(words[0], words[1:2]) if words and not separator else None
+            value = words[1] if words[1:] else None
+            like = hint(words[0], value) if words and not separator else None
             typed = f"--set {assignment}".rstrip()
             raise UserError(f"{typed}: must be FIELD=VALUE; {like or HELP_FIELDS}")
         config = _replace(config, path.strip(), text.strip())
@@ -91,7 +92,7 @@ def _replace(config: Config, path: str, text: str) -> Config:
     if path in _RENAMED:
         raise UserError(f"{path}: is now {_RENAMED[path]}")
     if path not in known:
-        raise UserError(f"{path}: unknown field; {hint(path, [text]) or HELP_FIELDS}")
+        raise UserError(f"{path}: unknown field; {hint(path, text) or HELP_FIELDS}")
     *parents, name = path.split(".")
     section = getattr(config, parents[0]) if parents else config
     annotation = typing.get_type_hints(type(section))[name]
@@ -102,14 +103,14 @@ def _replace(config: Config, path: str, text: str) -> Config:
     return _with(config, path, value)
 
 
-def hint(
-    name: str, values: Sequence[str] = (), flags: Mapping[str, str] | None = None
-) -> str | None:
+def hint(name: str, value: str | None = None, flags: Mapping[str, str] | None = None) -> str | None:
     """Returns what to type instead of a name that is not a field or a flag, or None.
 
     See `hints.hint`. With `flags`, fields are suggested if `set` is one of them.
     """
-    fields = {path: f"--set {path}={{}}" for path, _ in _leaves(Config())}
+    fields = {}
+    if flags is None or "set" in flags:
+        fields = {path: f"--set {path}={{}}" for path, _ in _leaves(Config())}
 
     def problem(path: str, text: str) -> str | None:
         try:
@@ -118,7 +119,7 @@ def hint(
             return str(error).removeprefix(f"{path}: ")
         return None
 
-    return hints.hint(name, values, fields if flags is None or "set" in flags else {}, flags, problem)
+    return hints.hint(name, value, fields, flags, problem)
 
 
 def _with(config: Config, path: str, value: Any) -> Config:

@@ -3,7 +3,7 @@
 import difflib
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from trainer.config.other_names import FORMS
 
@@ -15,7 +15,7 @@ _SETTING = re.compile(r"--set ([\w.]+)=\{\}")
 
 def hint(
     name: str,
-    values: Sequence[str],
+    value: str | None,
     fields: Mapping[str, str],
     flags: Mapping[str, str] | None,
     problem: Callable[[str, str], str | None],
@@ -24,7 +24,7 @@ def hint(
 
     Args:
         name: a field, or a flag without its dashes; in any case, with `-` or `_`.
-        values: readings of what was given as its value, the likeliest first.
+        value: what was given as its value, if anything.
         fields: the form that sets each field, such as `--set seed={}`, by path.
         flags: the form of each flag of the command, such as `--tpu={}`; None if `name` is a field:
             then any flag may be suggested.
@@ -35,13 +35,13 @@ def hint(
     exact = {**fields, **(flags or {})}.get(plain)
     forms = [exact] if exact else _others(last, flags)
     opposite = re.fullmatch(r"no_?(\w+)", last)
-    if not forms and not values and opposite:  # absl's --noflag
-        text = hint(opposite[1], ["false"], fields, flags, problem)
+    if not forms and value is None and opposite:  # absl's --noflag
+        text = hint(opposite[1], "false", fields, flags, problem)
         return text if "false" in (text or "") else None
     most = 1
     if not forms:
         forms, most = _near(plain, fields, flags or {}), _MOST
-    filled = [_filled(form, values, problem) for form in forms]
+    filled = [_filled(form, value, problem) for form in forms]
     texts = [text for text, fits in filled if fits] or [text for text, _ in filled]
     text = " or ".join(texts[:most])
     return f"did you mean {text}?" if text.startswith("--") else text or None
@@ -72,16 +72,17 @@ def _near(name: str, fields: Mapping[str, str], flags: Mapping[str, str]) -> lis
 
 
 def _filled(
-    form: str, values: Sequence[str], problem: Callable[[str, str], str | None]
+    form: str, value: str | None, problem: Callable[[str, str], str | None]
 ) -> tuple[str, bool]:
-    """Returns a form with the first value that its field takes, and whether there is one."""
+    """Returns a form with the value, or with … and the reason if its field does not take it.
+
+    Returns:
+        The text, and whether the value fits.
+    """
     setting = _SETTING.search(form)
-    reason = None
-    if not values and setting and "true or false" in (problem(setting[1], "") or ""):
-        values = ["true"]  # a flag without a value
-    for value in values:
-        reason = problem(setting[1], value) if setting else None
-        if reason is None:
-            return form.replace("{}", shlex.quote(value)), True
-    note = f" ({reason.partition('; known: ')[0]})" if reason else ""
-    return form.replace("{}", "…") + note, not note
+    if value is None and setting and "true or false" in (problem(setting[1], "") or ""):
+        value = "true"  # a flag without a value
+    reason = problem(setting[1], value) if setting and value is not None else None
+    if reason:
+        return form.replace("{}", "…") + f" ({reason.partition('; known: ')[0]})", False
+    return form.replace("{}", "…" if value is None else shlex.quote(value)), True

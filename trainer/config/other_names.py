@@ -72,7 +72,7 @@ _ROWS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     (
         "cache cache_dataset cache_images",
-        ("there is no cache to set; `python -m trainer.prepare` writes files that are read faster",),
+        ("there is no cache to set; `python -m trainer.prepare` writes files that read faster",),
     ),
     ("fraction", ("for TFDS data, a share of a split: --set data.train_split='train[:10%]'",)),
     # Augmentation.
