@@ -8,7 +8,7 @@ import pytest
 
 from tests.cli.test_flags import VERBS
 from trainer.cli import command
-from trainer.config import Config, override, to_dict
+from trainer.config import Config, hints, override, to_dict
 from trainer.config.other_names import FORMS
 
 FLAGS = {flag for module in VERBS.values() for flag in module.FLAGS} | {"verbosity"}
@@ -45,6 +45,10 @@ def test_what_the_table_names_exists(name):
             assert re.fullmatch(r"(--(set )?[\w.]+(=\S+)? ?)+", typed)
         else:
             assert "{}" not in form
+
+
+def test_a_wrong_field_gets_flags_that_exist():
+    assert {*hints._FLAGS_OF_RUNS} <= {*VERBS["trainer.main"].FLAGS}
 
 
 def test_fixed_values_of_the_table_are_values_of_their_fields():
@@ -205,6 +209,7 @@ def test_a_value_that_does_not_fit_is_not_suggested(answer, typed, expected):
         ("trainer.prepare", "--output x", "--out=x"),
         ("trainer.prepare", "--val-split 0.1", "--eval_fraction=0.1"),
         ("trainer.prepare", "--splits train val", "--splits=train,val"),
+        ("trainer.inspect", "--memory 8", "--memory_gib=8"),
         ("trainer.export", "--checkpoint x", "--run=x"),
         ("trainer.export", "--workdir x", "--run=x"),
         ("trainer.export", "-o x", "--out=x"),
@@ -215,7 +220,7 @@ def test_a_verb_suggests_what_it_has(answer, verb, typed, expected):
 
 
 @pytest.mark.parametrize("verb", VERBS)
-@pytest.mark.parametrize("typed", ["--xyzzy=1", "--class-weights auto", "xyzzy"])
+@pytest.mark.parametrize("typed", ["--xyzzy=1", "--class-weights 1", "--scale 1", "xyzzy"])
 def test_what_is_like_nothing_gets_no_suggestion(answer, verb, typed):
     fields = ", --help_config the fields that --set takes" if "set" in VERBS[verb].FLAGS else ""
     assert answer(typed, verb).endswith(f"; --help lists the flags of {verb}{fields}")

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 
 from trainer.config.other_names import FORMS
 
-_ALIKE = 0.75  # `class_weights` and `weights` have 0.7, and nothing in common
+_ALIKE = 0.84  # `norm_weight_decay` and `weight_decay` have 0.83, and are not the same
 _MOST = 3  # fields to suggest at once
+_FLAGS_OF_RUNS = ("set", "config", "data_dir", "workdir", "strategy", "tpu")  # for wrong fields
 _FLAG = re.compile(r"--(\w+)")
 _SETTING = re.compile(r"--set ([\w.]+)=\{\}")
 
@@ -26,8 +27,7 @@ def hint(
         name: a field, or a flag without its dashes; in any case, with `-` or `_`.
         value: what was given as its value, if anything.
         fields: the form that sets each field, such as `--set seed={}`, by path.
-        flags: the form of each flag of the command, such as `--tpu={}`; None if `name` is a field:
-            then any flag may be suggested.
+        flags: the form of each flag of the command, such as `--tpu={}`; None if `name` is a field.
         problem: returns why a field does not take a value, or None if it does.
     """
     plain = name.lower().replace("-", "_")
@@ -48,11 +48,9 @@ def hint(
 
 
 def _others(name: str, flags: Mapping[str, str] | None) -> list[str]:
-    """Returns what the table has for this name; for a field, what sets a field comes first."""
-    forms = FORMS.get(name, ())
-    if flags is None:
-        return sorted(forms, key=lambda form: bool(re.match("--(?!set )", form)))
-    return [form for form in forms if {*_FLAG.findall(form)} <= {*flags, "verbosity"}]
+    """Returns what the table has for this name and the command can take."""
+    available = {*(_FLAGS_OF_RUNS if flags is None else flags), "verbosity"}
+    return [form for form in FORMS.get(name, ()) if {*_FLAG.findall(form)} <= available]
 
 
 def _near(name: str, fields: Mapping[str, str], flags: Mapping[str, str]) -> list[str]:
@@ -61,9 +59,13 @@ def _near(name: str, fields: Mapping[str, str], flags: Mapping[str, str]) -> lis
     by_last: dict[str, list[str]] = {}
     for path in fields:
         by_last.setdefault(path.rpartition(".")[2], []).append(path)
-    found = by_last.get(last) or [path for path in fields if path.endswith(f"_{last}")]
+    found = by_last.get(last) or []
+    if not found and "_" in last:  # `loss_scale`; of one word, such as `scale`, it means little
+        found = [path for path in fields if path.endswith(f"_{last}")]
     if not found:
-        alike = difflib.get_close_matches(last, [*flags, *by_last], n=1, cutoff=_ALIKE)
+        alike = [flag for flag in flags if flag.startswith(f"{last}_")]
+        if len(alike) != 1:
+            alike = difflib.get_close_matches(last, [*flags, *by_last], n=1, cutoff=_ALIKE)
         if alike and alike[0] in flags:
             return [flags[alike[0]]]
         found = by_last[alike[0]] if alike else []

@@ -25,8 +25,11 @@ _ROWS: tuple[tuple[str, tuple[str, ...]], ...] = (
         "initial_checkpoint finetune pretrained_weights load_weights load_from init_weights",
         ("--set model.weights={}",),
     ),
-    ("nc nb_classes n_classes class_num", ("--num_classes={}", "--set model.num_classes={}")),
-    ("drop drop_rate drop_out", ("--set model.dropout={}",)),
+    (
+        "nc nb_classes n_classes class_num classes",
+        ("--num_classes={}", "--set model.num_classes={}"),
+    ),
+    ("drop drop_rate drop_out dropout_rate", ("--set model.dropout={}",)),
     ("drop_path drop_path_rate drop_connect", ("--set model.stochastic_depth={}",)),
     ("sync_bn syncbn", ("--set model.sync_batch_norm={} (true by default)",)),
     ("bn_momentum", ("--set model.batch_norm_momentum=… (1 minus PyTorch's)",)),
@@ -72,7 +75,7 @@ _ROWS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     (
         "cache cache_dataset cache_images",
-        ("there is no cache to set; `python -m trainer.prepare` writes files that read faster",),
+        ("there is no cache to set; `python -m trainer.prepare` writes files that read fast",),
     ),
     ("fraction", ("for TFDS data, a share of a split: --set data.train_split='train[:10%]'",)),
     # Augmentation.
@@ -87,6 +90,7 @@ _ROWS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("mixup_alpha", ("--set augment.mixup={}",)),
     ("cutmix_alpha", ("--set augment.cutmix={}",)),
     ("hflip fliplr horizontal_flip", ("--set data.flip=true (half of the images)",)),
+    ("vflip flipud vertical_flip", ("images are not mirrored vertically; see --set data.flip=…",)),
     ("aug_repeats repeated_aug", ("--set data.repeats={}",)),
     ("smoothing ls", ("--set label_smoothing={}",)),
     ("loss criterion loss_fn", ("the loss is softmax cross-entropy; see --set label_smoothing=…",)),
@@ -223,7 +227,7 @@ _ROWS: tuple[tuple[str, tuple[str, ...]], ...] = (
         "multiprocessing_distributed distributed master_addr master_port",
         (_MACHINES,),
     ),
-    ("tpu_name tpu_type topology", ("--tpu={}",)),
+    ("tpu_name tpu_type", ("--tpu={}",)),
 )  # fmt: skip
 
 FORMS: dict[str, tuple[str, ...]] = {
