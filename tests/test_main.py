@@ -32,7 +32,10 @@ DIGITS = str(ROOT / "configs" / "digits_resnet20.py")
             ["--learning_rate=0.8"],
             ["--learning_rate: not a flag of trainer.main", "--set optimizer.learning_rate=0.8?"],
         ),
-        (["--epochs=3"], ["--set num_epochs=3?"]),
+        (
+            ["--epochs=3"],  # as docs/training.md shows
+            ["--epochs: not a flag of trainer.main; did you mean --set num_epochs=3?"],
+        ),
         (["--batch_size=64"], ["--set data.global_batch_size=64"]),
         (["--weight-decay=0.1"], ["--set optimizer.weight_decay=0.1?"]),
         (["--xyzzy"], ["--help lists the flags of trainer.main, --help_config the fields"]),
