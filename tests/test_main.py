@@ -33,15 +33,18 @@ DIGITS = str(ROOT / "configs" / "digits_resnet20.py")
     [
         (
             ["--learning_rate=0.8"],
-            ["--learning_rate: not a flag of trainer.main", "--set optimizer.learning_rate=…"],
+            ["--learning_rate: not a flag of trainer.main", "--set optimizer.learning_rate=0.8?"],
         ),
-        (["--epochs=3"], ["--set num_epochs=…"]),
-        (["--batch_size=64"], ["--set data.global_batch_size=…"]),
-        (["--weight-decay=0.1"], ["--set optimizer.weight_decay=…"]),
-        (["--lr=0.1"], ["--help lists the flags of trainer.main, --help_config what --set takes"]),
+        (
+            ["--epochs=3"],  # as docs/training.md shows
+            ["--epochs: not a flag of trainer.main; did you mean --set num_epochs=3?"],
+        ),
+        (["--batch_size=64"], ["--set data.global_batch_size=64"]),
+        (["--weight-decay=0.1"], ["--set optimizer.weight_decay=0.1?"]),
+        (["--xyzzy"], ["--help lists the flags of trainer.main, --help_config the fields"]),
         (["--only_check_flags"], ["--only_check_flags: not a flag of trainer.main"]),
         (["--flagfile=/nope"], ["Unable to open flagfile: ", "'/nope'"]),
-        (["--stategy=mirrored"], ["--stategy: not a flag of", "did you mean --strategy?"]),
+        (["--stategy=mirrored"], ["--stategy: not a flag of", "did you mean --strategy=mirrored?"]),
         (["--out=model.safetensors"], ["--out: not a flag of trainer.main"]),
         (["--notpu=x"], ["--notpu: not a flag"]),
         (["--noprint_config=x"], ["--noprint_config=x does not take an argument"]),
@@ -53,7 +56,7 @@ DIGITS = str(ROOT / "configs" / "digits_resnet20.py")
         (["--set", "seed"], ["--set seed", "FIELD=VALUE"]),
         (
             ["--set", "optimizer.learning_rte=0.8"],
-            ["optimizer.learning_rte: unknown field; did you mean 'optimizer.learning_rate'?"],
+            ["optimizer.learning_rte: unknown field; ", "--set optimizer.learning_rate=0.8?"],
         ),
         (["--set", "seed=abc"], ["seed", "a whole number", "'abc'"]),
         (["--set", "optimizer.learning_rate=-1"], ["optimizer.learning_rate", "above 0", "-1.0"]),
@@ -192,6 +195,8 @@ def leave_run(path: Path, config: Config, data_dir: str, done: str | None = None
     metadata = metadata_of_found(config, find_splits(config, data_dir))
     assert metadata is not None
     folder.write_config(metadata)
+    folder.checkpoints.mkdir()
+    (folder.checkpoints / "ckpt-9.index").touch()
     if done is not None:
         folder.write_done(done)
 

@@ -125,7 +125,9 @@ def test_one_index_serves_all_splits(tmp_path, monkeypatch):
 
 def test_what_is_wrong_with_records_is_said(tmp_path, capsys):
     config, skipping = record_config(), record_config(on_bad_example="skip")
+    (tmp_path / ".DS_Store").touch()
     assert "has no files train-00000-of-NNNNN" in refusal(config, "train", tmp_path)
+    assert refusal(config, "train", tmp_path).endswith("; it has none")
     assert "cannot be listed" in refusal(record_config(path="there"), "train", tmp_path)
     write_records(tmp_path, "train", 3, 10)
 

@@ -51,6 +51,12 @@ class Start:
         return run_metadata(self.config, self.train, self.evaluation, self.weights)
 
 
+def leave_checkpoint(path: Path) -> None:
+    """Leaves something to lose: without a checkpoint, a run starts anew on other data."""
+    (path / "checkpoints").mkdir(exist_ok=True)
+    (path / "checkpoints" / "ckpt-1.index").touch()
+
+
 def second(path: Path, first: Start, start: Start) -> list[str]:
     """Starts a run twice, and returns the second start's lines."""
     lines = []
@@ -61,6 +67,7 @@ def second(path: Path, first: Start, start: Start) -> list[str]:
             history.add(kind, values)
         lines = [*history.changes(), *folder.refuse_another_run(one.metadata())]
         folder.write_config(one.metadata())
+        leave_checkpoint(path)
         folder._locks.close()
     return lines
 
@@ -265,10 +272,21 @@ def test_a_run_of_an_earlier_version_resumes_on_as_many_images(tmp_path):
     old = {**Start().metadata(), "train_examples": 80}
     del old["data"], old["weights"]
     RunFolder(str(tmp_path), CONFIG).write_config(old)
+    leave_checkpoint(tmp_path)
     folder = RunFolder(str(tmp_path), CONFIG, is_chief=False)
     assert folder.refuse_another_run(Start().metadata()) == []
     with pytest.raises(UserError, match="80 training examples when it began, 91 now"):
         folder.refuse_another_run(changed("train.num_examples", 91).metadata())
+
+
+def test_a_run_without_a_checkpoint_starts_anew_on_other_data(tmp_path):
+    """Its first steps met a bad image, which was then removed."""
+    folder = RunFolder(str(tmp_path), CONFIG)
+    folder.write_config(Start().metadata())
+    assert folder.refuse_another_run(grown().metadata()) == []
+    leave_checkpoint(tmp_path)
+    with pytest.raises(UserError, match="holds another run: 80 images"):
+        folder.refuse_another_run(grown().metadata())
 
 
 def test_weights_are_known_by_their_content(tmp_path):

@@ -74,6 +74,10 @@ class Checkpoints:
             self._checkpoint, str(self._folder), max_to_keep=self._keep
         )
 
+    def exist(self) -> bool:
+        """Whether there is a checkpoint to resume from, readable or not."""
+        return bool(_pointed_at(self._folder) or _by_name(self._folder))
+
     def restore(self) -> int | None:
         """Restores the newest readable checkpoint and returns its step, or None if there is none.
 

@@ -20,6 +20,7 @@ def make_evaluate(
     state: TrainState,
     source: Source,
     bad_examples: BadExamples,
+    has_checkpoint: Callable[[], bool],
 ) -> Callable[[], dict[str, float]]:
     """Returns `evaluate()`, which computes the metrics over all examples of `source`.
 
@@ -40,7 +41,9 @@ def make_evaluate(
                 out_of_memory_reported(
                     f"data.eval_batch_size ({config.data.eval_batch_size})", "lower it"
                 ),
-                bad_examples_reported(config, partial(first_bad_in_evaluation, config, source)),
+                bad_examples_reported(
+                    config, partial(first_bad_in_evaluation, config, source), has_checkpoint
+                ),
             ):
                 totals = loop(iter(inputs), num_steps)
                 loss, top1, top5, count = (float(total) for total in totals)

@@ -92,8 +92,8 @@ class RunFolder:
             UserError: if the folder holds a run on other data, or from other weights.
         """
         saved = self.read_config()
-        if saved is None:
-            return []
+        if saved is None or not (self.is_done or any(self.checkpoints.glob("ckpt-*.index"))):
+            return []  # nothing to resume, and nothing to lose: it starts anew on these data
         identity.refuse_another_run(
             metadata,
             saved,

@@ -146,7 +146,9 @@ def train_and_evaluate(
         iterator = input_from(step)
         evaluate = None
         if data.evaluation is not None:
-            evaluate = make_evaluate(config, strategy, state, data.evaluation.source, bad_examples)
+            evaluate = make_evaluate(
+                config, strategy, state, data.evaluation.source, bad_examples, checkpoints.exist
+            )
         if step < total_steps:
             train_loop.get_concrete_function(iterator, tf.constant(1))
         stopwatch.lap("trace")
@@ -164,7 +166,7 @@ def train_and_evaluate(
             first_bad = partial(first_bad_in_training, config, train_source, step, num_steps)
             with (
                 out_of_memory_reported(*training_memory_advice(config, num_replicas)),
-                bad_examples_reported(config, first_bad),
+                bad_examples_reported(config, first_bad, checkpoints.exist),
             ):
                 metrics = train_loop(iterator, tf.constant(num_steps))
                 metrics = TrainMetrics(*(values.numpy() for values in metrics))

@@ -109,7 +109,7 @@ def find_shards(folder: Path, split: str, skip: bool) -> list[str]:
             return [str(folder / f"{split}.tfrecord")]
         raise UserError(
             f"{folder}: has no files {split}-00000-of-NNNNN or {split}.tfrecord; "
-            f"it has {', '.join(n for n in names[:5]) or 'none'}"
+            f"it has {', '.join([n for n in names if n[0] != '.'][:5]) or 'none'}"
         )
     totals = {int(match[2]) for match in found.values()}
     if len(totals) > 1:
