@@ -7,6 +7,7 @@ import difflib
 import io
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterable, Sequence
@@ -137,6 +138,8 @@ def _watch(flags: argparse.Namespace) -> int:
 
 
 def _status(flags: argparse.Namespace) -> int:
+    for name in flags.names:
+        records.check_exists(name)
     with Signals() as signals:
         rows = [_row(name, signals) for name in flags.names or records.names()]
         if flags.health:
@@ -199,6 +202,16 @@ _COMMANDS = {
     "render": _render,
 }
 
+# What other programs call them.
+_OTHER_COMMANDS = {
+    **dict.fromkeys(("run", "start", "create", "apply", "train"), "submit"),
+    **dict.fromkeys(("stop", "kill", "delete", "rm", "scancel", "terminate"), "cancel"),
+    **dict.fromkeys(("ls", "ps", "squeue", "get", "runs"), "list"),
+    **dict.fromkeys(("show", "info", "describe"), "status"),
+    **dict.fromkeys(("attach", "follow", "wait"), "watch"),
+    **dict.fromkeys(("tail", "output"), "logs"),
+}
+
 
 # Flags.
 
@@ -221,14 +234,26 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         words = message.partition("unrecognized arguments: ")[2].split()
-        if words:
+        if words and not words[0].startswith("-"):
+            message = f"{words[0]}: one word too many (trainer flags go after `--`)"
+        elif words:
             flag = words[0].partition("=")[0]
             near = difflib.get_close_matches(flag, sorted(self.flags), 1, cutoff=0.8)
             hint = f"; did you mean {near[0]}?" if near else ""
             message = f"{flag}: unknown{hint} (trainer flags go after `--`)"
+        if command := re.match(r"argument COMMAND: invalid choice: '?([^' ]*)", message):
+            message = f"{command[1]}: unknown command; {_right_command(command[1])}"
         if "expected one argument" in message:
             message += "; write a value that starts with - as --flag=-VALUE"
         raise LaunchError(f"{message}; --help lists all flags")
+
+
+def _right_command(name: str) -> str:
+    """Returns which command is meant by a name, if it is like one or another program's."""
+    known = ["submit", *_COMMANDS]
+    near = difflib.get_close_matches(name, known, 1, cutoff=0.7)
+    right = near[0] if near else _OTHER_COMMANDS.get(name)
+    return f"did you mean {right}?" if right else f"one of {', '.join(known)}"
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:

@@ -8,6 +8,7 @@ The holder of the lock acts on the run and writes record.json; `cancel` creates 
 import contextlib
 import dataclasses
 import datetime
+import difflib
 import json
 import os
 import re
@@ -26,6 +27,7 @@ from launch.spec import JobSpec
 from trainer import files
 
 _VERSION = 1
+_SHOWN = 5  # runs to name in a message
 PRIVATE = 0o600  # the mode of files that only this account can read
 
 
@@ -154,8 +156,7 @@ def read(name: str) -> Record:
     Raises:
         LaunchError: if there is no such run, or its record cannot be read.
     """
-    if not re.fullmatch(r"[a-z][a-z0-9-]*(~\d+)?", name):
-        raise LaunchError(f"{name!r}: not a run's name; `python -m launch list` lists all runs")
+    check_exists(name)
     path = home() / name
     try:
         values = json.loads((path / "record.json").read_text(encoding="utf-8"))
@@ -172,14 +173,26 @@ def read(name: str) -> Record:
             restarts=Restarts(**values["restarts"]),
             handle=values["handle"],
         )
-    except (FileNotFoundError, NotADirectoryError):
-        raise LaunchError(
-            f"{name}: no such run in {home()}; `python -m launch list` lists all runs"
-        ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise LaunchError(
             f"{path / 'record.json'}: cannot be read ({error}); fix it or move it away"
         ) from None
+
+
+def check_exists(name: str) -> None:
+    """Refuses a name that no run has.
+
+    Raises:
+        LaunchError: which names the runs that there are.
+    """
+    if re.fullmatch(r"[a-z][a-z0-9-]*(~\d+)?", name) and (home() / name / "record.json").exists():
+        return
+    known = names()
+    near = difflib.get_close_matches(name, known, n=1)
+    shown = f"did you mean {near[0]}?" if near else f"there are {', '.join(known[:_SHOWN])}"
+    if len(known) > _SHOWN and not near:
+        shown += f" and {len(known) - _SHOWN} more; `python -m launch list` lists all"
+    raise LaunchError(f"{name!r}: no such run in {home()}; {shown if known else 'there are none'}")
 
 
 def names() -> list[str]:

@@ -216,7 +216,7 @@ def test_every_field_exists():
 
 def test_the_example_error_is_the_real_one():
     with pytest.raises(UserError) as caught:
-        config_lib.override(config_lib.Config(), ["optimizer.learning_rte=0.1"])
+        config_lib.override(config_lib.Config(), ["optimizer.learning_rte=0.05"])
     for page in ("README.md", "docs/training.md"):
         assert f"error: {caught.value}\n" in _TEXTS[page]
 

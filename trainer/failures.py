@@ -106,12 +106,15 @@ def training_memory_advice(config: Config, num_replicas: int) -> tuple[str, str]
 
 
 @contextlib.contextmanager
-def bad_examples_reported(config: Config, first_bad: Callable[[], str | None]) -> Iterator[None]:
+def bad_examples_reported(
+    config: Config, first_bad: Callable[[], str | None], has_checkpoint: Callable[[], bool]
+) -> Iterator[None]:
     """Turns an error of the input into a UserError that names the bad example.
 
     Args:
         first_bad: finds the first bad example and returns its place and what is wrong with it, or
             None if there is none and the error has another cause.
+        has_checkpoint: whether the run would be refused on other data.
     """
     try:
         yield
@@ -119,10 +122,12 @@ def bad_examples_reported(config: Config, first_bad: Callable[[], str | None]) -
         found = first_bad()
         if found is None:
             raise
-        advice = (
-            "fix it, or continue with --set data.on_bad_example=skip; removing it changes the "
-            "data, which needs another --workdir"
-        )
+        advice = "fix or remove it, or continue with --set data.on_bad_example=skip"
+        if has_checkpoint():
+            advice = (
+                "fix it, or continue with --set data.on_bad_example=skip; removing it changes the "
+                "data, which needs another --workdir"
+            )
         if config.data.on_bad_example == "skip":
             advice = "all examples tried in its place are bad, too: check the data"
         raise UserError(f"bad example: {found}; {advice}") from None

@@ -86,7 +86,7 @@ def test_the_config_is_printed_before_a_verb_begins(stubs, tmp_path, verb):
     assert "\noptimizer.learning_rate = 0.1 (here 0.4)\n    a number, above 0\n" in result.stdout
     assert "\nseed = 0 (here 7)\n" in result.stdout
     message = only_line(run_main("--set=sed=7", "--print_config", pythonpath=stubs, verb=verb))
-    assert message == "sed: unknown field; did you mean 'seed'?"
+    assert message == "sed: unknown field; did you mean --set seed=7?"
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

@@ -6,6 +6,8 @@ import pytest
 
 from tests.config.common import refusal
 from trainer.config import Config, override
+from trainer.config.text import suggest
+from trainer.registry import MODELS, SOURCES
 
 
 @pytest.mark.parametrize(
@@ -77,3 +79,28 @@ def test_an_assignment_is_split_at_its_first_equals_sign():
 )
 def test_text_that_is_not_a_value_of_the_type(path, text, rule):
     assert refusal(f"{path}={text}") == f"{path}: must be {rule}, not {text!r}"
+
+
+@pytest.mark.parametrize(
+    ("value", "known", "expected"),
+    [
+        ("ResNet50", MODELS, "did you mean 'resnet50'?"),
+        ("resnt20", MODELS, "did you mean 'resnet20'?"),
+        ("wrn-28-10", MODELS, "did you mean 'wrn28_10'?"),
+        ("resnext50", MODELS, "did you mean 'resnext50_32x4d'?"),
+        (
+            "mobilenetv3",
+            MODELS,
+            "did you mean 'mobilenetv3_large_100' or 'mobilenetv3_small_100'?",
+        ),
+        ("imagefolder", SOURCES, "did you mean 'folder'?"),
+        ("imagenet", SOURCES, "did you mean 'imagenet2012'?"),
+    ],
+)
+def test_the_names_most_like_a_value(value, known, expected):
+    assert suggest(value, known) == expected
+
+
+@pytest.mark.parametrize("value", ["densenet121", "efficientnet_b0", "vit", ""])
+def test_a_value_like_no_name_lists_them(value):
+    assert suggest(value, MODELS) == f"known: {', '.join(MODELS)}"

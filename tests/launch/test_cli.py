@@ -15,7 +15,10 @@ from tests.launch.specs import made
     ("arguments", "expected"),
     [
         ([], "the following arguments are required: COMMAND"),
-        (["submt"], "argument COMMAND: invalid choice: 'submt'"),
+        (["submt"], "submt: unknown command; did you mean submit?"),
+        (["stop", "digits"], "stop: unknown command; did you mean cancel?"),
+        (["xyzzy"], "xyzzy: unknown command; one of submit, watch, status, logs, cancel, list,"),
+        (["list", "digits"], "digits: one word too many ("),
         (["submit"], "the following arguments are required: --backend, --name"),
         (["submit", "--backend=slrm", "--name=a"], "--backend=slrm: unknown; one of local, slurm,"),
         (["submit", "--backend=local", "--name=a", "--nodes=x"], "argument --nodes: invalid int"),
@@ -32,13 +35,14 @@ from tests.launch.specs import made
         (["submit", "--backend=local", "--name=a", "--env=A"], "--env=A: must be NAME=VALUE"),
         (["submit", "--backend=local", "--name=a", "--folder=/no"], "--folder=/no: not a folder"),
         (["submit", "--backend=local", "--name=a", "--", "--workdir="], "--workdir=: must name"),
-        (["watch", "../x"], "'../x': not a run's name"),
-        (["watch", ""], "'': not a run's name"),
+        (["watch", "../x"], "'../x': no such run in "),
+        (["watch", ""], "'': no such run in "),
         (
             ["submit", "--backend=slurm", "--name=a", "--sbatch", "--x"],
             "argument --sbatch: expected",
         ),
-        (["watch", "nobody"], "nobody: no such run in "),
+        (["watch", "nobody"], "'nobody': no such run in "),
+        (["status", "nobody"], "'nobody': no such run in "),
         (["watch"], "the following arguments are required: NAME"),
         (["list", "--", "--strategy=tpu"], "--strategy=tpu: only `submit` takes trainer flags"),
     ],
@@ -73,6 +77,28 @@ def test_a_dry_run_creates_nothing_and_is_the_same_each_time(home, capsys):
     assert cli.main([*arguments, "--json", "--", "--set=a= b"]) == 0
     documents = json.loads(capsys.readouterr().out)
     assert "".join(f"--- {d['title']}\n{d['text']}" for d in documents) == shown[0]
+
+
+@pytest.mark.parametrize("command", ["status", "watch", "logs", "cancel", "render"])
+def test_an_unknown_run_names_those_that_there_are(home, capsys, command):
+    made()
+    for name, hint in (("digitz", "did you mean digits?"), ("x", "there are digits")):
+        assert cli.main([command, name]) == 2
+        output = capsys.readouterr()
+        assert output == ("", f"error: {name!r}: no such run in {home}; {hint}\n")
+    assert cli.main(["status", "digits", "x"]) == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_many_runs_are_not_all_named(home, capsys):
+    for number in range(7):
+        (home / f"run-{number}").mkdir(parents=True)
+        (home / f"run-{number}" / "record.json").touch()
+    assert cli.main(["status", "x"]) == 2
+    assert capsys.readouterr().err == (
+        f"error: 'x': no such run in {home}; there are run-0, run-1, run-2, run-3, run-4 and 2 "
+        f"more; `python -m launch list` lists all\n"
+    )
 
 
 def test_render_shows_later_what_was_sent(home, capsys):

@@ -34,7 +34,10 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     [
         ([], "--tpu=: must name a slice, such as --tpu=v5e:2x4"),
         (["--tpu=v5litepod-8"], "--tpu=v5e:2x4"),
-        (["--tpu=v5e:2x2", "--set", "model.nam=resnet18"], "did you mean 'model.name'"),
+        (
+            ["--tpu=v5e:2x2", "--set", "model.nam=resnet18"],
+            "did you mean --set model.name=resnet18?",
+        ),
         (["--tpu=v5e:2x2", "--global_batch_size=0"], "global_batch_size"),
         (["--tpu=v5e:2x2", "--global_batch_size=96", "--set=accumulation_steps=5"], "(96)"),
         (["--tpu=v5e:2x2", "--time_limit_s=nan"], "--time_limit_s=nan: must be a number"),

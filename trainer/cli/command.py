@@ -1,6 +1,5 @@
 """What all verbs share: flags that answer in one line, and exit codes. No TensorFlow."""
 
-import difflib
 import io
 import re
 import sys
@@ -9,9 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from absl import app, flags
+from absl import app, flags, logging
 
-from trainer import config as config_lib
+from trainer.cli import mistakes
 from trainer.errors import (
     EXIT_DIVERGED,
     EXIT_DONE,
@@ -44,6 +43,8 @@ def run(
 
     def main(argv: Sequence[str]) -> int:
         del argv
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.ERROR)  # libraries' own lines, such as those of TFDS
         try:
             return verb()
         except GroupError as error:
@@ -114,20 +115,20 @@ def _parse(name: str, description: str, own: flags.FlagValues, argv: Sequence[st
     for some in (own, _absl_flags(), _HELP):
         known.append_flag_values(some)  # the flags themselves, not copies
     try:
-        rest = known(list(argv))
+        # With the flags of --flagfile: what is wrong may be one of them.
+        argv = [argv[0], *known.read_flags_from_files(list(argv[1:]), force_gnu=False)]
+        rest = known(argv)
     except flags.UnrecognizedFlagError as error:
-        flag = error.flagname
-        _exit_with_error(f"--{flag}: not a flag of {name}; {_advice(flag, own, name)}")
+        _exit_with_error(mistakes.unknown_flag(error.flagname, own, argv, name))
     except (flags.Error, ValueError) as error:
-        reason = str(error).removeprefix("ERROR:: ")
-        _exit_with_error(f"{reason} (--help lists the flags of {name})")
+        _exit_with_error(mistakes.wrong_value(error, name))
     own.mark_as_parsed()
     flags.FLAGS.mark_as_parsed()
     if known["help"].value or known["helpfull"].value:
         shown = known if known["helpfull"].value else [*own, "verbosity"]
         print_and_exit(_help(description, [known[name] for name in sorted(shown) if len(name) > 1]))
     if len(rest) > 1:
-        _exit_with_error(f"{rest[1]!r}: arguments must be flags, such as --config={rest[1]}")
+        _exit_with_error(mistakes.word(argv, known, own, name))
     return rest
 
 
@@ -135,12 +136,13 @@ def _absl_flags() -> flags.FlagValues:
     """Returns absl's own flags.
 
     Not those of its help, which knows only what `__main__` defines; nor `--only_check_flags` and
-    `--only_check_args`, which would approve a config that they don't check.
+    `--only_check_args`, which would approve a config that they don't check; nor `--log_dir`, which
+    is not for our logs.
     """
     found = flags.FlagValues()
     for module, of_module in flags.FLAGS.flags_by_module_dict().items():
         for flag in of_module:
-            if module.startswith("absl.") and not re.search("help|only_check", flag.name):
+            if module.startswith("absl.") and not re.search("help|only_check|log_dir", flag.name):
                 found[flag.name] = flag
     return found
 
@@ -148,23 +150,6 @@ def _absl_flags() -> flags.FlagValues:
 _HELP = flags.FlagValues()
 flags.DEFINE_bool("help", False, "List the verb's flags and exit.", _HELP, short_name="h")
 flags.DEFINE_bool("helpfull", False, "List absl's flags too and exit.", _HELP)
-
-
-def _advice(flag: str, own: flags.FlagValues, name: str) -> str:
-    """Returns what to type instead of a flag that the verb does not have."""
-    flag = flag.replace("-", "_")
-    if near := difflib.get_close_matches(flag, list(own), n=1, cutoff=0.7):
-        return f"did you mean --{near[0]}?"
-    if "set" not in own:
-        return f"--help lists the flags of {name}"
-    fields = list(config_lib.to_dict(config_lib.Config()))
-    last_parts = [path.rpartition(".")[2] for path in fields]
-    near = difflib.get_close_matches(flag, last_parts, n=1, cutoff=0.7)
-    for ending in (f".{flag}", f"_{flag}", *(f".{part}" for part in near)):
-        for path in fields:
-            if f".{path}".endswith(ending):
-                return f"did you mean --set {path}=…?"
-    return f"--help lists the flags of {name}, --help_config what --set takes"
 
 
 def _help(description: str, shown: Sequence[flags.Flag]) -> str:

@@ -12,8 +12,10 @@ from trainer.config.fields import (
     OptimizerConfig,
 )
 from trainer.config.file import (
+    HELP_FIELDS,
     differences,
     from_dict,
+    hint,
     load,
     override,
     short_hash,
@@ -22,6 +24,7 @@ from trainer.config.file import (
 )
 
 __all__ = [
+    "HELP_FIELDS",
     "MAX_ROLLBACKS",
     "AugmentConfig",
     "Config",
@@ -30,6 +33,7 @@ __all__ = [
     "OptimizerConfig",
     "differences",
     "from_dict",
+    "hint",
     "load",
     "override",
     "short_hash",

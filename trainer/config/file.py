@@ -9,13 +9,14 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from trainer.config import recipes
+from trainer.config import hints, recipes
 from trainer.config.fields import Config
-from trainer.config.text import describe, parse, suggest
+from trainer.config.text import describe, parse
 from trainer.errors import UserError
 
 # Saved configs and checkpoints of earlier versions have these names, and resume.
 _RENAMED = {"sync_bn": "model.sync_batch_norm"}
+HELP_FIELDS = "--help_config lists all fields"
 
 
 def load(path: str) -> Config:
@@ -76,7 +77,11 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
     for assignment in assignments:
         path, separator, text = assignment.partition("=")
         if not separator or not path.strip():
-            raise UserError(f"--set {assignment}: must be FIELD=VALUE")
+            words = assignment.replace(":", " ").split()
+            value = words[1] if words[1:] else None
+            like = hint(words[0], value) if words and not separator else None
+            typed = f"--set {assignment}".rstrip()
+            raise UserError(f"{typed}: must be FIELD=VALUE; {like or HELP_FIELDS}")
         config = _replace(config, path.strip(), text.strip())
     config.validate()
     return config
@@ -87,7 +92,7 @@ def _replace(config: Config, path: str, text: str) -> Config:
     if path in _RENAMED:
         raise UserError(f"{path}: is now {_RENAMED[path]}")
     if path not in known:
-        raise UserError(f"{path}: unknown field; {suggest(path, known)}")
+        raise UserError(f"{path}: unknown field; {hint(path, text) or HELP_FIELDS}")
     *parents, name = path.split(".")
     section = getattr(config, parents[0]) if parents else config
     annotation = typing.get_type_hints(type(section))[name]
@@ -96,6 +101,25 @@ def _replace(config: Config, path: str, text: str) -> Config:
     except ValueError:
         raise UserError(f"{path}: must be {describe(annotation)}, not {text!r}") from None
     return _with(config, path, value)
+
+
+def hint(name: str, value: str | None = None, flags: Mapping[str, str] | None = None) -> str | None:
+    """Returns what to type instead of a name that is not a field or a flag, or None.
+
+    See `hints.hint`. With `flags`, fields are suggested if `set` is one of them.
+    """
+    fields = {}
+    if flags is None or "set" in flags:
+        fields = {path: f"--set {path}={{}}" for path, _ in _leaves(Config())}
+
+    def problem(path: str, text: str) -> str | None:
+        try:
+            _replace(Config(), path, text)
+        except UserError as error:
+            return str(error).removeprefix(f"{path}: ")
+        return None
+
+    return hints.hint(name, value, fields, flags, problem)
 
 
 def _with(config: Config, path: str, value: Any) -> Config:
@@ -153,12 +177,14 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     return config
 
 
-def differences(values: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
+def differences(
+    values: Mapping[str, Any], saved: Mapping[str, Any], leaving_out: Iterable[str] = ()
+) -> list[str]:
     """Returns a text for each field that changes results and differs, both given by `to_dict`."""
     saved = _with_new_names(saved)
     return [
         f"{path} is {values[path]!r}, was {saved.get(path, 'not there')!r}"
-        for path in sorted(_paths_that_change_results(Config()))
+        for path in sorted(_paths_that_change_results(Config()) - set(leaving_out))
         if path not in saved or saved[path] != values[path]
     ]
 

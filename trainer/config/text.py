@@ -7,6 +7,8 @@ import typing
 from collections.abc import Iterable
 from typing import Any, Literal
 
+_MOST = 5  # names to suggest at once
+
 
 def matches(value: Any, annotation: Any) -> bool:
     """Returns whether a value fits a type: a whole number fits `float`, `True` no number."""
@@ -77,9 +79,12 @@ def spell(value: Any) -> str:
 
 
 def suggest(value: str, known: Iterable[str]) -> str:
-    """Returns a question with the name most like `value`, or all names if none is like it."""
+    """Returns a question with the names most like `value`, or all names if none is like it."""
     known = list(known)
-    near = difflib.get_close_matches(value, known, n=1, cutoff=0.5)
-    if not near:  # `learning_rate` without its section
-        near = [k for k in known if k.rpartition(".")[2] == value.rpartition(".")[2]][:1]
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+    plain = value.lower().replace("-", "_")
+    near = [name for name in known if name == plain]
+    near = near or [name for name in known if plain and name.startswith(plain)]
+    near = near or [name for name in known if plain.endswith(name)]
+    if not 0 < len(near) <= _MOST:
+        near = difflib.get_close_matches(plain, known, n=1, cutoff=0.75)
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(known)}"

@@ -224,7 +224,8 @@ def _compare(cluster: Cluster, rank: int, offer: dict[str, Any], message: dict[s
     if different:
         return (
             f"worker {rank} ({cluster.addresses[rank]}) was started with something else: "
-            f"{'; '.join(different)}; start all workers with the same command"
+            f"{'; '.join(different)}; start all workers with the same command, on "
+            f"the same data"
         )
     return ""
 
