@@ -1,5 +1,7 @@
 """The weights that a run starts from: `model.weights`."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from trainer.config import Config
@@ -9,7 +11,9 @@ from trainer.run.agreement import Agree
 from trainer.step.state import TrainState
 
 
-def load_initial_weights(config: Config, state: TrainState, agree: Agree, is_new: bool) -> str:
+def load_initial_weights(
+    config: Config, class_names: Sequence[str], state: TrainState, agree: Agree, is_new: bool
+) -> str:
     """Loads `model.weights` into a new run's model and its average, and checks that all workers
     have the same.
 
@@ -23,7 +27,7 @@ def load_initial_weights(config: Config, state: TrainState, agree: Agree, is_new
         return ""
     loaded, failure = "", None
     try:
-        loaded = f"\n{load_weights(config, state.model)}" if is_new else ""
+        loaded = f"\n{load_weights(config, state.model, class_names)}" if is_new else ""
     except UserError as error:
         failure = error
     total = sum(float(np.abs(v.numpy()).sum(dtype=np.float64)) for v in state.model.variables)

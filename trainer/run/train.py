@@ -99,7 +99,8 @@ def train_and_evaluate(
     restored = checkpoints.restore()
     step = restored or 0
     check_same_start(agree, step, *sizes)
-    loaded = load_initial_weights(config, state, agree, is_new=restored is None)
+    names = train_source.class_names
+    loaded = load_initial_weights(config, names, state, agree, is_new=restored is None)
     if folder.is_chief:
         folder.write_config(metadata)
 
