@@ -26,7 +26,9 @@ VERBS = {"main", "inspect", "prepare", "export", "preflight"}
 # Rooms and files that a command can use before it imports TensorFlow.
 WITHOUT_TENSORFLOW = (
     *("errors", "files", "registry", "units", "config", "user_module", "cli"),
-    *("models.weights.tensor_file", "devices.choice", "devices.cluster", "devices.tpu"),
+    *("models.weights.early", "models.weights.heads", "models.weights.known_models"),
+    *("models.weights.tensor_file", "models.weights.trained"),
+    *("devices.choice", "devices.cluster", "devices.tpu"),
     *("run.folder", "run.stopwatch"),
 )
 

@@ -20,7 +20,6 @@ from trainer.models.build import build_model
 from trainer.models.weights.load import load_weights
 from trainer.models.weights.names import libraries, named_variables, torch_tensors
 
-
 CLASSES = tuple("0123456789")
 
 

@@ -8,12 +8,11 @@ from trainer.config import Config
 from trainer.config.text import spell
 from trainer.errors import UserError
 from trainer.models.weights import tensor_file
-from trainer.models.weights.known_names import KNOWN_NAMES
+from trainer.models.weights.known_models import KNOWN_MODELS
 from trainer.models.weights.trained import Trained, checkpoint_places, find_trained
 from trainer.registry import MODELS
 
 EXPECTED = f"weights ({', '.join(tensor_file.SUFFIXES)}), a run's folder or a checkpoint"
-_SHOWN = 4  # models in an error
 
 
 def path_of(text: str) -> Path:
@@ -42,7 +41,7 @@ def check_weights(config: Config) -> None:
         if trained is not None:
             check_same_function(config, trained)
         elif path.suffix.lower() == ".safetensors":
-            _check_names(config.model.name, path)
+            _check_tensors(config.model.name, path)
     except UserError as error:
         raise UserError(f"model.weights: {error}") from None
 
@@ -59,14 +58,13 @@ def check_same_function(config: Config, trained: Trained) -> None:
             )
 
 
-def _check_names(model_name: str, path: Path) -> None:
-    """Refuses a file whose tensors have exactly the names of other models, and not of this one."""
-    digest = tensor_file.hash_of_names(tensor_file.read_names(path))
-    holders = {model: library for (model, library), own in KNOWN_NAMES.items() if own == digest}
+def _check_tensors(model_name: str, path: Path) -> None:
+    """Refuses a file whose tensors are exactly those of other models, and not of this one."""
+    digest = tensor_file.hash_of_model(tensor_file.read_shapes(path))
+    holders = {model: library for (model, library), own in KNOWN_MODELS.items() if own == digest}
     if not holders or model_name in holders or model_name not in MODELS:
         return
-    more = ", …" if len(holders) > _SHOWN else ""
-    models = f"{', '.join(list(holders)[:_SHOWN])}{more}"
+    models = " or ".join(holders)
     advice = models if len(holders) == 1 else "one of them"
     raise UserError(
         f"{path}: holds the tensors of {models} by {next(iter(holders.values()))}'s names, and "

@@ -7,7 +7,7 @@ any code.
 import contextlib
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +44,18 @@ def read(path: Path) -> dict[str, np.ndarray]:
     return {plain: tensors[name] for name, plain in found.items()}
 
 
-def read_names(path: Path) -> list[str]:
-    """Reads the names of a safetensors file's tensors: those that `read` returns.
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Reads the shapes of the tensors that `read` returns, from a safetensors file.
 
     Raises:
         UserError: if the file cannot be read.
     """
     check_readable(path)
     with _opened(path) as file:
-        return list(_plain_names(file.keys()).values())
+        return {
+            plain: tuple(file.get_slice(name).get_shape())
+            for name, plain in _plain_names(file.keys()).items()
+        }
 
 
 def check_readable(path: Path) -> None:
@@ -64,13 +67,18 @@ def check_readable(path: Path) -> None:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def hash_of_names(names: Iterable[str]) -> str:
-    """Returns 16 hex digits that depend on the names of tensors, not on their order.
+def hash_of_model(shapes: Mapping[str, Sequence[int]]) -> str:
+    """Returns 16 hex digits that depend on a model's architecture, but not on its numbers of
+    classes and image channels: on the names of its tensors, and on the widths of its batch norms.
 
     The counters of PyTorch's batch norm are left out: files of other libraries lack them.
     """
-    kept = sorted(name for name in names if not name.endswith(COUNTER))
-    return hashlib.sha256("\n".join(kept).encode()).hexdigest()[:16]
+    lines = [
+        f"{name} {list(shape)}" if name.endswith("running_mean") else name
+        for name, shape in sorted(shapes.items())
+        if not name.endswith(COUNTER)
+    ]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def _plain_names(names: Iterable[str]) -> dict[str, str]:
