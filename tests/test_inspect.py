@@ -184,6 +184,16 @@ def test_a_run_is_inspected_as_it_was_trained(run, trained, photo, tmp_path):
         assert ("warning: they were trained with data.mean=0.2" in loaded) == bool(settings)
 
 
+def test_the_classes_of_a_config_without_a_number_are_the_run_s(run, trained, photo, tmp_path):
+    arguments = (f"--config={PHOTOS}", f"--set=model.name={TINY_RESNET}", "--image_size=24")
+    picture = f"--picture={tmp_path}/maps.png"
+    weights = f"--set=model.weights={trained}"
+    out, notes = run(*arguments, weights, f"--image={photo}", picture, "--format=json")
+    assert json.loads(out)["stages"]["head"]["output"] == [3]
+    assert "head: the same 3 classes (a, b, c)" in notes
+    assert "warning: they were trained with data.mean=0.2 and data.std=0.3" in notes
+
+
 def test_a_config_file_comes_before_the_run_s_config(trained, capsys):
     recipe = "--config=configs/digits_resnet20.py"
     for given, size, std in ((), "24", "0.3"), ([recipe], "12", "0.3761"):

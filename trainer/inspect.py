@@ -22,7 +22,7 @@ from absl import flags
 from trainer.cli import command
 from trainer.cli.flags import ConfigFlags
 from trainer.cli.quiet import quiet_start
-from trainer.config import Config, DataConfig, ModelConfig
+from trainer.config import Config, DataConfig, ModelConfig, with_num_classes
 from trainer.config.text import spell
 from trainer.errors import EXIT_DONE, UserError
 from trainer.models.weights import tensor_file
@@ -164,6 +164,8 @@ def _config(name: str, trained: Trained | None) -> Config:
     }
     settings = [f"{path}={value}" for path, value in given.items() if value is not None]
     config = _CONFIG.resolve(settings, default)
+    if trained is not None:
+        config = with_num_classes(config, trained.class_names)
     if config.model.num_classes is None:
         raise UserError("model.num_classes is none, and there are no data: give --num_classes")
     check_weights(config)

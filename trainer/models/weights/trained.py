@@ -76,7 +76,6 @@ def find_trained(path: Path) -> Trained | None:
     """
     if path.suffix.lower() in tensor_file.SUFFIXES:
         return _of_export(path)
-    path = path.absolute()
     for folder in (path, *path.parents[:3]):
         in_run = path == folder or path.is_relative_to(folder / "checkpoints")
         if in_run and (found := _of_config_file(folder / "config.json")):
