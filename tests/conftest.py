@@ -18,7 +18,6 @@ from tests.small_models import FAMILIES
 from tests.verb_runs import write_stubs
 from trainer import config as config_lib
 from trainer.data.source import Source, open_source
-from trainer.data.tfds_source import open_source as open_tfds
 
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
@@ -121,7 +120,7 @@ def stubs(tmp_path_factory) -> Path:
 def data_dir(tmp_path_factory) -> str:
     """A folder with the prepared digits."""
     folder = str(tmp_path_factory.mktemp("data"))
-    open_tfds(config_lib.Config(), "train", folder)
+    open_source(config_lib.Config(), "train", folder)
     return folder
 
 

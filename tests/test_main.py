@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,13 +13,15 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import strategy_of
+from tests.photo_files import write_photos
 from tests.verb_runs import IMPORTED, ROOT, only_line, run_main
 from tests.workers import tf_configs
-from trainer import config as config_lib
 from trainer.config import Config, load, override
 from trainer.data.source import open_source
+from trainer.data.splits.find import find_splits
 from trainer.errors import UserError
 from trainer.run.folder import RunFolder, default_path
+from trainer.run.identity import metadata_of_found
 from trainer.run.train import train_and_evaluate
 
 DIGITS = str(ROOT / "configs" / "digits_resnet20.py")
@@ -183,17 +186,19 @@ def test_a_workdir_that_is_an_address(stubs, tmp_path, address):
     assert list(tmp_path.iterdir()) == []
 
 
-def leave_run(path: Path, config: Config, done: str | None = None) -> None:
+def leave_run(path: Path, config: Config, data_dir: str, done: str | None = None) -> None:
     """Writes the folder of a run that has ended, or was killed."""
     folder = RunFolder(str(path), config)
-    folder.write_config({"config": config_lib.to_dict(config)})
+    metadata = metadata_of_found(config, find_splits(config, data_dir))
+    assert metadata is not None
+    folder.write_config(metadata)
     if done is not None:
         folder.write_done(done)
 
 
 @pytest.mark.parametrize("done", [None, "best accuracy 0.9917"], ids=["killed", "done"])
-def test_a_workdir_of_another_config(stubs, tmp_path, done):
-    leave_run(tmp_path, load(DIGITS), done)
+def test_a_workdir_of_another_config(stubs, tmp_path, done, data_dir):
+    leave_run(tmp_path, load(DIGITS), data_dir, done)
     arguments = ["--set", "optimizer.learning_rate=0.8", "--set", "model.name=resnet32"]
     message = only_line(run_main(f"--workdir={tmp_path}", *arguments, pythonpath=stubs))
     assert message.startswith(f"--workdir={tmp_path}: ")
@@ -201,27 +206,78 @@ def test_a_workdir_of_another_config(stubs, tmp_path, done):
     assert "optimizer.learning_rate is 0.8, was 0.1" in message
 
 
-def test_a_finished_run_is_reported(stubs, tmp_path):
-    leave_run(tmp_path, load(DIGITS), "best accuracy 0.9917\nlogs: here")
+def test_a_finished_run_is_reported(stubs, tmp_path, data_dir):
+    leave_run(tmp_path, load(DIGITS), data_dir, "best accuracy 0.9917\nlogs: here")
     # Different logging intervals do not make it a different run.
-    result = run_main(f"--workdir={tmp_path}", "--set", "keep_checkpoints=9", pythonpath=stubs)
+    arguments = (f"--workdir={tmp_path}", f"--data_dir={data_dir}", "--set", "keep_checkpoints=9")
+    result = run_main(*arguments, pythonpath=stubs)
     assert (result.returncode, result.stderr) == (0, "")
     first, *rest = result.stdout.splitlines()
     assert first.startswith(f"already done: {tmp_path};")
     assert rest == ["best accuracy 0.9917", "logs: here"]
 
 
-def test_the_default_workdir_is_that_of_the_config(stubs, tmp_path):
+def test_the_default_workdir_is_that_of_the_config(stubs, tmp_path, data_dir):
     config = override(load(DIGITS), ["seed=7"])
-    leave_run(tmp_path / default_path(DIGITS, config), config, "the one of seed 7")
+    leave_run(tmp_path / default_path(DIGITS, config), config, data_dir, "the one of seed 7")
     result = run_main(
         f"--config={DIGITS}",
+        f"--data_dir={data_dir}",
         "--set=seed=7",
         pythonpath=os.pathsep.join([str(stubs), str(ROOT)]),
         cwd=tmp_path,
     )
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.splitlines()[1:] == ["the one of seed 7"]
+
+
+def photos_command(photos: Path, workdir: Path, *more: str) -> list[str]:
+    classes = "--set=model.num_classes=none"
+    config = f"--config={ROOT / 'configs' / 'photos_resnet18.py'}"
+    return [config, f"--data_dir={photos}", f"--workdir={workdir}", classes, *more]
+
+
+@pytest.mark.parametrize("done", [None, "best accuracy 1.0000"], ids=["killed", "done"])
+def test_other_data_are_never_taken_for_the_run_s(stubs, tmp_path, photos, done):
+    """Neither is a finished run's result told for them, nor an interrupted one resumed on them."""
+    first = write_photos(tmp_path / "first", photos, train=4, val=2)
+    workdir = tmp_path / "run"
+    config = override(load(str(ROOT / "configs/photos_resnet18.py")), ["model.num_classes=none"])
+    leave_run(workdir, config, str(first), done)
+
+    def refused(data_dir: Path) -> str:
+        return only_line(run_main(*photos_command(data_dir, workdir), pythonpath=stubs))
+
+    begun = f"8 images in 2 classes at {first}/train when it began, "
+    copy = Path(shutil.copytree(first, tmp_path / "copy"))
+    result = run_main(*photos_command(copy, workdir), pythonpath=stubs)
+    assert (result.returncode, result.stderr) == (0 if done else IMPORTED, "")
+    assert result.stdout.startswith("already done") == bool(done)
+    with (copy / "train" / "china" / "000.jpg").open("ab") as file:
+        file.write(b"x")
+    assert f"{begun}8 in 2 at {copy}/train now, with other names" in refused(copy)
+    shutil.copy(first / "train" / "china" / "000.jpg", first / "train" / "china" / "new.jpg")
+    assert f"{begun}9 in 2 at {first}/train now" in refused(first)
+    for split in ("train", "val"):
+        (copy / split / "china").rename(copy / split / "cathay")
+    assert "class 0 is 'cathay', was 'china'" in refused(copy)
+    assert f"{tmp_path / 'gone' / 'train'}" in refused(tmp_path / "gone")
+
+
+def test_mistakes_in_the_data_leave_no_folder(stubs, tmp_path, photos):
+    """They are told before TensorFlow is imported, which the stubs would report."""
+    folder = write_photos(tmp_path / "photos", photos, train=4, val=2)
+    command = photos_command(folder, tmp_path / "runs" / "one")
+    for change, part in (
+        ("--data_dir=/nope", "/nope/train: cannot be listed"),
+        ("--set=data.eval_split=test", f"{folder}/test"),
+        ("--set=model.num_classes=7", "model.num_classes is 7, but data set 'folder' has 2"),
+        ("--set=data.crop=pad", "data.pad"),
+        ("--set=data.mean=0.5,0.5", "data.mean"),
+    ):
+        assert part in only_line(run_main(*command, change, pythonpath=stubs))
+    assert not (tmp_path / "runs").exists()
+    assert run_main(*command, pythonpath=stubs).returncode == IMPORTED
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,11 @@ IMPORTED = 99
 
 
 def write_stubs(folder: Path) -> Path:
-    """Writes packages that end any process that imports them."""
-    for name in ("tensorflow", "tf_keras", "tensorflow_datasets"):
+    """Writes packages that end any process that imports them.
+
+    TFDS is none of them: it imports TensorFlow only when it reads.
+    """
+    for name in ("tensorflow", "tf_keras"):
         (folder / f"{name}.py").write_text(f"import os\nos._exit({IMPORTED})\n")
     return folder
 

@@ -7,20 +7,22 @@ The config defines the computation; the flags choose where it runs. The same com
 that was stopped.
 """
 
-import math
 import os
-import shlex
 
 from absl import flags
 
 from trainer.cli import command
 from trainer.cli.flags import ConfigFlags
 from trainer.cli.quiet import quiet_start
+from trainer.config import recipes
+from trainer.data.splits.find import find_splits
 from trainer.devices import choice
 from trainer.devices import cluster as cluster_lib
 from trainer.devices import tpu as tpu_lib
 from trainer.errors import EXIT_DONE, UserError
+from trainer.run import identity
 from trainer.run.folder import RunFolder, default_path
+from trainer.run.history import recorded
 from trainer.run.stopwatch import Stopwatch
 
 FLAGS = flags.FlagValues()
@@ -71,50 +73,55 @@ def train() -> int:
     if _WORKDIR.value == "":
         raise UserError("--workdir=: must name a folder; leave it out for the default")
     workdir = _WORKDIR.value or default_path(_CONFIG.path.value, config)
+    splits = find_splits(config, _DATA_DIR.value)
+    stopwatch.lap("data")
     # Only a group of workers has other processes that write.
     alone = strategy_name in ("one_device", "mirrored", "tpu")
     cluster = None if alone else cluster_lib.tf_config_cluster()
     folder = RunFolder(workdir, config, is_chief=cluster is None or cluster.rank == 0)
-    if folder.is_done:
-        print(f"already done: {folder.path}; name another --workdir to train again")
-        print(folder.read_done())
-        return EXIT_DONE
-    if cluster is not None:
-        offer = cluster_lib.offer(config)
-        cluster_lib.rendezvous(cluster, offer, _CLUSTER_TIMEOUT_S.value)
-        stopwatch.lap("waiting for workers")
+    if metadata := identity.metadata_of_found(config, splits):
+        folder.refuse_another_run(metadata)
+        if folder.is_done:
+            return _tell_again(folder)
+    with recorded(folder, str(recipes.find(_CONFIG.path.value))) as history:
+        if cluster is not None:
+            offer = cluster_lib.offer(config) | identity.data_offer(splits)
+            cluster_lib.rendezvous(cluster, offer, _CLUSTER_TIMEOUT_S.value)
+            stopwatch.lap("waiting for workers")
+        if strategy_name == "tpu":
+            tpu = tpu_lib.prepare(tpu, os.environ)
+            stopwatch.lap("TPU")
+        peers = "TPU" if strategy_name == "tpu" else "workers" if cluster is not None else None
+        with quiet_start():
+            import tensorflow as tf
 
-    if strategy_name == "tpu":
-        tpu = tpu_lib.prepare(tpu, os.environ)
-        stopwatch.lap("TPU")
-    peers = "TPU" if strategy_name == "tpu" else "workers" if cluster is not None else None
-    with quiet_start():
-        import tensorflow as tf
+            from trainer.devices.strategy import create_strategy
+            from trainer.failures import lost_peers_reported
+            from trainer.run.train import train_and_evaluate
 
-        from trainer.devices.strategy import create_strategy
-        from trainer.failures import lost_peers_reported
-        from trainer.run.train import train_and_evaluate
-
-        stopwatch.lap("import")
-        if config.deterministic:
-            tf.config.experimental.enable_op_determinism()
+            stopwatch.lap("import")
+            if config.deterministic:
+                tf.config.experimental.enable_op_determinism()
+            with lost_peers_reported(peers):
+                strategy = create_strategy(strategy_name, tpu, _VIRTUAL_DEVICES.value)
+        stopwatch.lap("devices")
+        history.add_devices(strategy)
         with lost_peers_reported(peers):
-            strategy = create_strategy(strategy_name, tpu, _VIRTUAL_DEVICES.value)
-    stopwatch.lap("devices")
-    with lost_peers_reported(peers):
-        summary = train_and_evaluate(config, strategy, folder, _DATA_DIR.value, stopwatch)
-    # NaN if all steps were done before, or in the one loop that includes tracing.
-    measured = math.isfinite(summary.images_per_second)
-    rate = f" at {summary.images_per_second:.0f} images/s" if measured else ""
-    text = (
-        f"best accuracy {summary.best_accuracy:.4f}, last {summary.last_accuracy:.4f}; "
-        f"trained {summary.train_seconds:.1f} s{rate}\n"
-        f"logs and checkpoints: {folder.path}\n"
-        f"tensorboard --logdir {shlex.quote(str(folder.path))}"
-    )
+            summary = train_and_evaluate(
+                config, strategy, folder, _DATA_DIR.value, stopwatch, splits, history.changes()
+            )
+    if folder.is_done:  # known only now, since only the user's own module could tell its data
+        return _tell_again(folder)
+    text = summary.text(folder.path)
     if folder.is_chief:
         folder.write_done(text)
         print(text)
+    return EXIT_DONE
+
+
+def _tell_again(folder: RunFolder) -> int:
+    print(f"already done: {folder.path}; name another --workdir to train again")
+    print(folder.read_done())
     return EXIT_DONE
 
 

@@ -15,3 +15,9 @@ def count_text(number: int) -> str:
         if number >= size:
             return f"{number / size:.3f} {unit}"
     return f"{number}"
+
+
+def count(number: int, noun: str) -> str:
+    """Returns a number of things, such as `1 image`, `1,281,167 images` or `2 classes`."""
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"

@@ -13,8 +13,10 @@ from tests.conftest import with_data
 from trainer.config import Config
 from trainer.data import digits, tfds_source
 from trainer.data.pipeline import train_dataset
-from trainer.data.source import open_source
+from trainer.data.source import open_source, open_split
+from trainer.data.splits import tfds as tfds_split
 from trainer.errors import UserError
+from trainer.run.identity import run_metadata
 
 # --- pipeline ---------------------------------------------------------------------------------
 
@@ -113,7 +115,7 @@ def test_normalisation_constants_are_those_of_the_training_digits(digits_config,
 
 
 def test_reading_from_disk_is_reading_from_memory(data_dir, digits_config, digits, monkeypatch):
-    monkeypatch.setattr(tfds_source, "_IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(tfds_split, "_IN_MEMORY_BYTES", 0)
     config = with_data(digits_config, crop="none", pad=0, eval_crop_ratio=1.0)
     from_disk = open_source(config, "train", data_dir)
     assert isinstance(from_disk, tfds_source.ArrayRecordSource)
@@ -142,10 +144,9 @@ def test_what_is_wrong_with_the_data_is_said(data_dir, digits_config, tmp_path):
         open_source(config, "train", data_dir)
 
 
-def test_metadata_is_ready_for_json(digits_config, digits):
-    from trainer.run.checkpoint import run_metadata
-
-    metadata = json.loads(json.dumps(run_metadata(digits_config, digits)))
+def test_metadata_is_ready_for_json(digits_config, data_dir):
+    split = open_split(digits_config, "train", data_dir).split
+    metadata = json.loads(json.dumps(run_metadata(digits_config, split, split)))
     assert metadata["class_names"] == list("0123456789")
     assert metadata["mean"] == list(digits_config.data.mean)
     assert metadata["config"]["optimizer.learning_rate"] == digits_config.optimizer.learning_rate
@@ -157,8 +158,8 @@ def test_two_processes_that_prepare_digits_at_once(tmp_path, monkeypatch):
 
     def lock_after_another(*args):
         monkeypatch.setattr(fcntl, "flock", lock)
-        assert len(tfds_source.open_source(Config(), "test", str(tmp_path))) == 360
+        assert len(open_source(Config(), "test", str(tmp_path))) == 360
         lock(*args)
 
     monkeypatch.setattr(fcntl, "flock", lock_after_another)
-    assert len(tfds_source.open_source(Config(), "train", str(tmp_path))) == 1437
+    assert len(open_source(Config(), "train", str(tmp_path))) == 1437

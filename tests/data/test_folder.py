@@ -9,8 +9,8 @@ import numpy as np
 from tests.conftest import with_data
 from tests.data.common import everything, refusal
 from tests.photo_files import CLASSES, photo_config
-from trainer.data import folder
 from trainer.data.source import open_source
+from trainer.data.splits import folder
 
 
 def test_a_folder_is_its_files(photo_folder):

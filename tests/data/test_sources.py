@@ -13,9 +13,9 @@ from tests.conftest import with_data
 from tests.data.common import ALONE, everything, refusal
 from tests.photo_files import photo_config
 from trainer.config import AugmentConfig, Config, DataConfig, ModelConfig
-from trainer.data import tfds_source
 from trainer.data.pipeline import batch_indices, eval_dataset, train_dataset
 from trainer.data.source import open_source
+from trainer.data.splits import tfds as tfds_split
 from trainer.devices.checks import check_placement
 from trainer.errors import UserError
 from trainer.registry import SOURCES
@@ -213,7 +213,7 @@ class SliceOfTwoHosts(tf.distribute.TPUStrategy):
 
 
 def test_a_tpu_slice_refuses_sources_that_need_python(data_dir, digits_config, monkeypatch):
-    monkeypatch.setattr(tfds_source, "_IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(tfds_split, "_IN_MEMORY_BYTES", 0)
     source = open_source(with_data(digits_config, crop="none", pad=0), "train", data_dir)
     assert not source.in_graph  # array_record
     with pytest.raises(UserError, match=r"data.name=digits: is read by Python, which the 2 hosts"):

@@ -15,9 +15,10 @@ from tests.conftest import with_data
 from tests.data.common import everything, refusal
 from tests.photo_files import photo_config
 from trainer.config import Config
-from trainer.data import record_index, tfds_source
 from trainer.data.digits import Digits
 from trainer.data.source import open_source
+from trainer.data.splits import record_index
+from trainer.data.splits import tfds as tfds_split
 
 
 def write_records(
@@ -205,7 +206,7 @@ def digit_records(tmp_path_factory) -> str:
 @pytest.mark.parametrize("split", ["train", "train[10%:50%]", "test+train[:7]"])
 def test_tfds_in_either_format_is_the_same(digits_config, digit_records, monkeypatch, split):
     in_memory = open_source(digits_config, split, digit_records)
-    monkeypatch.setattr(tfds_source, "_IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(tfds_split, "_IN_MEMORY_BYTES", 0)
     from_disk = open_source(with_data(digits_config, crop="none", pad=0), split, digit_records)
     assert from_disk.in_graph
     assert len(from_disk) == len(in_memory)
@@ -217,7 +218,7 @@ def test_tfds_in_either_format_is_the_same(digits_config, digit_records, monkeyp
 
 
 def test_a_cut_tfds_shard_is_said(digits_config, digit_records, tmp_path, monkeypatch):
-    monkeypatch.setattr(tfds_source, "_IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(tfds_split, "_IN_MEMORY_BYTES", 0)
     root = shutil.copytree(digit_records, tmp_path / "data")
     (shard,) = root.rglob("digits-train.tfrecord*")
     shard.write_bytes(shard.read_bytes()[:-1])

@@ -11,6 +11,7 @@ from tests.conftest import strategy_of, with_data, with_model, with_optimizer
 from tests.step_runs import Poisoned
 from trainer.data.pipeline import batch_indices, train_dataset
 from trainer.errors import DivergedError
+from trainer.run import data as run_data
 from trainer.run import divergence, train
 from trainer.run.folder import RunFolder
 from trainer.run.log import read_records
@@ -39,13 +40,15 @@ def fragile_config(digits_config):
 @pytest.fixture
 def poisoned(monkeypatch):
     """Poisons only the training split."""
-    original = train.open_source
+    original = run_data.open_split
 
-    def open_source(config, split, data_dir):
-        source = original(config, split, data_dir)
-        return Poisoned(source, _POISON) if split == "train" else source
+    def open_split(config, split, data_dir, found):
+        opened = original(config, split, data_dir, found)
+        if split != "train":
+            return opened
+        return opened._replace(source=Poisoned(opened.source, _POISON))
 
-    monkeypatch.setattr(train, "open_source", open_source)
+    monkeypatch.setattr(run_data, "open_split", open_split)
 
 
 def _poisoned_steps(config, num_examples: int) -> list[int]:

@@ -146,7 +146,9 @@ def test_a_written_config_is_read_back(tmp_path):
 
 def start(path: Path, config: Config) -> None:
     """Writes the folder of a run of `config` that no process owns."""
-    RunFolder(str(path), config).write_config({"config": config_lib.to_dict(config)})
+    RunFolder(str(path), config).write_config(
+        {"config": config_lib.to_dict(config), "class_names": []}
+    )
 
 
 def test_a_run_resumes_with_its_config(tmp_path):

@@ -13,8 +13,11 @@ import tensorflow as tf
 
 from tests.conftest import strategy_of
 from trainer import config as config_lib
+from trainer.data.splits.split import Split
 from trainer.errors import UserError
+from trainer.run.best import Best
 from trainer.run.checkpoint import Checkpoints
+from trainer.run.identity import run_metadata
 from trainer.run.log import read_records
 from trainer.step.state import TrainState
 
@@ -90,7 +93,7 @@ def _curve(folder: Path, tag: str) -> list[tuple[int, float]]:
 def _assert_ended_the_same(workdir: Path, reference: Path) -> None:
     tensors, expected = _tensors(workdir), _tensors(reference)
     assert tensors.keys() == expected.keys()
-    kinds = ("moving_variance", "momenta", "ema_model", "best_accuracy", "applied_steps")
+    kinds = ("moving_variance", "momenta", "ema_model", "applied_steps")
     for kind in kinds:
         assert any(kind in name for name in tensors), kind
     for name, value in expected.items():
@@ -194,6 +197,9 @@ def test_killed_at_many_random_moments_it_ends_the_same(undisturbed, data_dir, t
     _assert_ended_the_same(tmp_path, undisturbed())
 
 
+_NO_DATA = Split("train", "/data", "", 1, (), None, 1, None, None)
+
+
 @pytest.fixture(scope="module")
 def linear():
     """A small state, its config, and a function that opens a folder of its checkpoints."""
@@ -204,10 +210,29 @@ def linear():
         state = TrainState(config, 1)
 
     def checkpoints(folder: Path, other: config_lib.Config = config) -> Checkpoints:
-        metadata = {"config": config_lib.to_dict(other), "class_names": [], "train_examples": 1}
+        metadata = run_metadata(other, _NO_DATA, None)
         return Checkpoints(folder, state, metadata, 3, is_chief=True)
 
     return config, state, checkpoints
+
+
+def test_the_best_outlives_a_rollback_and_a_resume(linear, tmp_path):
+    """Both restore an earlier state; a worse model must not replace a better one then."""
+    _, state, checkpoints = linear
+    first = checkpoints(tmp_path)
+    assert first.read_best() == Best()
+    state.global_step.assign(10)
+    first.save(10)
+    state.global_step.assign(20)
+    best = Best(0.75, 0.5, 20, "average")
+    first.save_best(best)
+    assert first.restore() == 10
+    assert first.read_best() == checkpoints(tmp_path).read_best() == best
+    first.save_best(Best(0.75, 0.25, 30))
+    assert checkpoints(tmp_path).read_best() == Best(0.75, 0.25, 30)
+    for file in (tmp_path / "best").glob("*.index"):
+        file.write_bytes(b"")
+    assert checkpoints(tmp_path).read_best() == Best()
 
 
 def test_a_damaged_checkpoint_is_skipped(linear, tmp_path):
@@ -282,7 +307,7 @@ def test_a_checkpoint_has_everything_a_reader_needs(undisturbed):
     assert metadata["class_names"] == list("0123456789")
     assert metadata["config"]["precision"] == "mixed_float16"
     best = tf.train.load_checkpoint(tf.train.latest_checkpoint(str(workdir / "checkpoints/best")))
-    name = "state/best_accuracy/.ATTRIBUTES/VARIABLE_VALUE"
+    saved = json.loads(best.get_tensor("best/.ATTRIBUTES/py_state"))
     evaluations = read_records(workdir / "metrics.jsonl", "eval")
     accuracies = [max(r["top1_accuracy"], r["ema_top1_accuracy"]) for r in evaluations]
-    assert best.get_tensor(name) == np.float32(max(accuracies))
+    assert saved["accuracy"] == max(accuracies)

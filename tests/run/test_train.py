@@ -18,6 +18,7 @@ from trainer.config import AugmentConfig, Config
 from trainer.data import pipeline
 from trainer.errors import DivergedError, PreemptedError, UserError
 from trainer.failures import training_memory_advice
+from trainer.run import data as run_data
 from trainer.run import evaluation, train
 from trainer.run.folder import RunFolder
 from trainer.run.length import Length
@@ -157,14 +158,14 @@ def test_other_data_are_refused(digits_config, data_dir, tmp_path, monkeypatch):
     """With another number of examples, the rest of the run would change."""
     config = with_data(with_model(digits_config, "linear"), global_batch_size=96, image_size=8)
     _train(config, tmp_path / "run", data_dir)
-    original = train.open_source
+    original = run_data.open_split
 
-    def open_less(config, split, folder):
-        return original(config, "train[:90%]" if split == "train" else split, folder)
+    def open_less(config, split, folder, found):
+        return original(config, "train[:90%]" if split == "train" else split, folder, found)
 
-    monkeypatch.setattr(train, "open_source", open_less)
+    monkeypatch.setattr(run_data, "open_split", open_less)
     with pytest.raises(
-        UserError, match=r"of a run on other data: train_examples is 1293, was 1437"
+        UserError, match=r"another run: 1,437 images in 10 classes .* 1,293 in 10 at .*digits"
     ):
         _train(dataclasses.replace(config, keep_checkpoints=5), tmp_path / "run", data_dir)
 

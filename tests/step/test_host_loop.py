@@ -29,13 +29,14 @@ from tests.photo_files import photo_config, write_photos
 from tests.small_models import TINY_BOTTLENECK, TINY_MOBILENETV3, TINY_RS, TINY_VGG
 from tests.step_runs import Run
 from trainer.config import Config, ModelConfig, load, override
-from trainer.data import tfds_source
 from trainer.data.pipeline import eval_dataset, eval_input, eval_steps, train_dataset
-from trainer.data.source import open_source
+from trainer.data.source import open_source, open_split
+from trainer.data.splits import tfds as tfds_split
 from trainer.devices.strategy import checkpoint_device
 from trainer.models.build import build_model
 from trainer.preflight.program import train_step_program
-from trainer.run.checkpoint import Checkpoints, run_metadata
+from trainer.run.checkpoint import Checkpoints
+from trainer.run.identity import run_metadata
 from trainer.step.eval_step import make_eval_loop
 from trainer.step.state import TrainState
 
@@ -198,12 +199,12 @@ def test_float16_leaves_the_host_alone(digits_config, replicas):
 def test_a_tpu_checkpoint_is_the_same_as_any_other_strategy_s(digits_config, tmp_path):
     """Written and read as on a TPU: one copy is saved, and all copies are restored."""
     config = with_options(digits_config, ("model.name=tests.small_models.resnet8", "ema_decay=0.9"))
-    source = open_source(config, "train", "")
+    source, split = open_split(config, "train", "")
 
     def checkpoints(strategy, seed: int) -> tuple[TrainState, Checkpoints]:
         with strategy.scope():
             state = TrainState(dataclasses.replace(config, seed=seed), source.channels)
-        metadata = run_metadata(config, source)
+        metadata = run_metadata(config, split, None)
         device = checkpoint_device(strategy)
         return state, Checkpoints(tmp_path, state, metadata, 3, True, device)
 
@@ -366,7 +367,7 @@ def test_an_input_in_the_graph_calls_no_python(digits_config, data_dir, folder, 
 
 def test_an_input_that_calls_python_is_found(digits_config, data_dir, folder, monkeypatch):
     """Controls it: array_record is read from Python, and bad examples are reported from it."""
-    monkeypatch.setattr(tfds_source, "_IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(tfds_split, "_IN_MEMORY_BYTES", 0)
     config = with_data(digits_config, crop="none", pad=0)
     source = open_source(config, "train", data_dir)
     assert not source.in_graph

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from trainer import config as config_lib
 from trainer.errors import (
@@ -44,6 +44,8 @@ def run(
 
     def main(argv: Sequence[str]) -> int:
         del argv
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.ERROR)  # libraries' own lines, such as those of TFDS
         try:
             return verb()
         except GroupError as error:

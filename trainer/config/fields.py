@@ -112,7 +112,11 @@ class DataConfig(Section):
     train_split: str = setting(
         "train", "The split to train on; TFDS data sets take slices, such as train[:90%]."
     )
-    eval_split: str = setting("test", "The split to evaluate on.")
+    eval_split: str | None = setting(
+        "test",
+        "The split to evaluate on; none: no evaluation, and the best checkpoint is the last.",
+        NotEmpty("a split, or none"),
+    )
     eval_fraction: float | None = setting(
         None,
         "For folder, if splits have no folders: the share of images to hold out for evaluation, "

@@ -153,12 +153,14 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     return config
 
 
-def differences(values: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
+def differences(
+    values: Mapping[str, Any], saved: Mapping[str, Any], leaving_out: Iterable[str] = ()
+) -> list[str]:
     """Returns a text for each field that changes results and differs, both given by `to_dict`."""
     saved = _with_new_names(saved)
     return [
         f"{path} is {values[path]!r}, was {saved.get(path, 'not there')!r}"
-        for path in sorted(_paths_that_change_results(Config()))
+        for path in sorted(_paths_that_change_results(Config()) - set(leaving_out))
         if path not in saved or saved[path] != values[path]
     ]
 

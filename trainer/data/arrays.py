@@ -1,79 +1,29 @@
-"""Images in a numpy `.npz` file, named as in Keras' data sets: `x_train`, `y_train`, `x_test`,
-`y_test`, one pair for each split. They are kept in memory.
-"""
-
-import zipfile
-import zlib
+"""Fetches images from arrays in memory, see splits/arrays.py."""
 
 import numpy as np
 import tensorflow as tf
 
 from trainer.config import Config
-from trainer.data.source import local_folder, numbered_classes
-from trainer.errors import UserError
-
-# The errors that numpy raises for other files and for damaged ones.
-_ERRORS = (
-    OSError,
-    ValueError,
-    EOFError,
-    TypeError,
-    NotImplementedError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+from trainer.data.splits.split import Split
 
 
-def open_source(config: Config, split: str, data_dir: str) -> "ArraySource":
-    """Opens `data.path`: a path below `data_dir`, or an absolute one.
-
-    Raises:
-        UserError: if the file or an array in it is missing, or has another type or shape.
-    """
-    path = local_folder(config, data_dir)
-    try:
-        with np.load(path) as arrays:  # refuses pickled objects
-            missing = {f"x_{split}", f"y_{split}"} - set(arrays)
-            if missing:
-                raise UserError(
-                    f"{path}: has no array {', '.join(sorted(missing))}; it has "
-                    f"{', '.join(sorted(arrays))}"
-                )
-            images, labels = arrays[f"x_{split}"], arrays[f"y_{split}"]
-    except _ERRORS as error:
-        raise UserError(
-            f"data.path={config.data.path}: {path} cannot be read as .npz "
-            f"({type(error).__name__}: {error}); write it with numpy.savez"
-        ) from None
-    return ArraySource(str(path), images, labels, split, config)
+def make_source(config: Config, split: Split) -> "ArraySource":
+    """Makes the source of a split."""
+    del config
+    return ArraySource(split)
 
 
 class ArraySource:
-    """A source of arrays: images uint8 `[n, height, width]` or `[n, height, width, channels]`,
-    and integer labels `[n]` or `[n, 1]`."""
+    """A source of arrays: images uint8 `[n, height, width, channels]`, integer labels `[n]`."""
 
     in_graph = True
 
-    def __init__(
-        self, path: str, images: np.ndarray, labels: np.ndarray, split: str, config: Config
-    ):
-        if images.ndim == 3:
-            images = images[..., None]
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
-            raise UserError(
-                f"{path}: x_{split} must be uint8 [n, height, width] or [n, height, width, 1 or "
-                f"3], not {images.dtype} {list(images.shape)}"
-            )
-        labels = labels.reshape(-1) if labels.shape[1:] == (1,) else labels
-        if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
-            raise UserError(
-                f"{path}: y_{split} must be integers [{len(images)}], one for each image, not "
-                f"{labels.dtype} {list(labels.shape)}"
-            )
-        self._path, self._split = path, split
-        self.image_shape: tuple[int, int, int] | None = images.shape[1:]
-        self.channels = images.shape[-1]
-        self.class_names = _classes(config, labels, f"{path}: y_{split}")
+    def __init__(self, split: Split):
+        images, labels = split.content
+        self._path, self._split = split.place, split.name
+        self.image_shape = split.image_shape
+        self.channels = split.channels
+        self.class_names = split.class_names
         with tf.device("CPU"):
             self._images = tf.constant(images)
             self._labels = tf.constant(np.clip(labels, -1, 2**31 - 1).astype(np.int32))
@@ -86,15 +36,3 @@ class ArraySource:
 
     def fetch(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return tf.gather(self._images, indices), tf.gather(self._labels, indices)
-
-
-def _classes(config: Config, labels: np.ndarray, where: str) -> tuple[str, ...]:
-    """Returns numbers as class names: `model.num_classes` of them or, if that is none, the labels.
-
-    The labels must then be 0, 1, 2, … without a gap: other ones are more likely a mistake.
-    """
-    if config.model.num_classes is None:
-        found = np.unique(labels)
-        if np.array_equal(found, np.arange(len(found))):
-            return tuple(map(str, found))
-    return numbered_classes(config, f"the labels of {where} are not 0, 1, 2, … without a gap")

@@ -19,10 +19,10 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from trainer.config import Config, DataConfig
-from trainer.data.folder import ImageFile, Listing, list_images
 from trainer.data.images import decode_whole
-from trainer.data.record_index import INDEX, index_shards
-from trainer.data.tfrecord import MANIFEST
+from trainer.data.splits.folder import ImageFile, Listing, list_images
+from trainer.data.splits.record_index import INDEX, index_shards
+from trainer.data.splits.tfrecord import MANIFEST
 from trainer.errors import UserError
 from trainer.failures import reason_of
 from trainer.files import locked, replacing, write_atomically

@@ -2,15 +2,16 @@
 
 import contextlib
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import tensorflow as tf
 
 from trainer import user_module
 from trainer.config import Config
 from trainer.data.own_source import check_own_source
+from trainer.data.splits.find import find_split
+from trainer.data.splits.split import Split, check_fit, check_mean
 from trainer.errors import UserError
 from trainer.registry import SOURCES
 
@@ -25,6 +26,8 @@ class Source(Protocol):
         channels: 1 or 3.
         in_graph: whether fetching is TensorFlow alone. The remote hosts of a TPU slice run no
             Python.
+        fingerprint: optional: a text that changes when the examples do. A run refuses to resume on
+            data with another one; without it, only counts and class names are compared.
     """
 
     class_names: tuple[str, ...]
@@ -48,8 +51,18 @@ class Source(Protocol):
         ...
 
 
-def open_source(config: Config, split: str, data_dir: str) -> Source:
-    """Opens the data set `data.name` and checks it against the config.
+class OpenSplit(NamedTuple):
+    """A source, and what its examples are."""
+
+    source: Source
+    split: Split  # without its content, which the source holds
+
+
+def open_split(config: Config, split: str, data_dir: str, found: Split | None = None) -> OpenSplit:
+    """Opens a split of the data set `data.name` and checks it against the config.
+
+    Args:
+        found: what `find_split` has found of it already.
 
     Raises:
         UserError: if the data are missing or differ from the config, or for a mistake in the
@@ -57,12 +70,33 @@ def open_source(config: Config, split: str, data_dir: str) -> Source:
     """
     name = config.data.name
     module = _module(name)
-    with _own_errors(name):
+    if name in SOURCES:
+        if found is None and hasattr(module, "prepare"):
+            module.prepare(config, data_dir)
+        found = found or find_split(config, split, data_dir)
+        assert found is not None
+        return OpenSplit(module.make_source(config, found), found._replace(content=None))
+    with user_module.one_line_errors("data.name", name):
         source = module.open_source(config, split, data_dir)
-    if name not in SOURCES:
-        check_own_source(name, module, source)
-    _check(config, source)
-    return source
+    check_own_source(name, module, source)
+    check_fit(config, source.class_names, len(source), source.channels, source.image_shape)
+    described = Split(
+        name=split,
+        place="",
+        fingerprint=str(getattr(source, "fingerprint", "")),
+        num_examples=len(source),
+        class_names=tuple(source.class_names),
+        class_counts=None,
+        channels=source.channels,
+        image_shape=source.image_shape,
+        content=None,
+    )
+    return OpenSplit(source, described)
+
+
+def open_source(config: Config, split: str, data_dir: str) -> Source:
+    """Returns the source of `open_split`."""
+    return open_split(config, split, data_dir).source
 
 
 def channels_of(config: Config) -> int:
@@ -83,34 +117,8 @@ def channels_of(config: Config) -> int:
             channels = module.channels(config)
     if channels not in (1, 3):
         raise UserError(f"data.name ({name}): has images of {channels} channels, not 1 or 3")
-    _check_mean(config, channels)
+    check_mean(config, channels)
     return channels
-
-
-def numbered_classes(config: Config, reason: str) -> tuple[str, ...]:
-    """Returns the numbers below `model.num_classes` as class names, for data without names.
-
-    Raises:
-        UserError: with the reason why the data don't tell, if `model.num_classes` is none.
-    """
-    if config.model.num_classes is None:
-        raise UserError(f"model.num_classes=none: {reason}; --set model.num_classes=N gives it")
-    return tuple(map(str, range(config.model.num_classes)))
-
-
-def local_folder(config: Config, data_dir: str) -> Path:
-    """Returns `data.path` below `--data_dir`, or `data.path` itself if it is absolute.
-
-    Raises:
-        UserError: for an address: these files are listed and read as files.
-    """
-    for name, value in (("--data_dir", data_dir), ("data.path", config.data.path or "")):
-        if "://" in value:
-            raise UserError(
-                f"{name}={value}: data set {config.data.name!r} is read from a folder, and this is "
-                f"an address; mount it, or copy it to this machine"
-            )
-    return Path(data_dir).expanduser() / (config.data.path or "")
 
 
 # The reads of one fetch that wait for the disk or the network at the same time.
@@ -126,7 +134,7 @@ def read_each(read: Callable[[tf.Tensor], tf.Tensor], what: tf.Tensor) -> tf.Ten
 
 def _module(name: str) -> ModuleType:
     module = user_module.load("data.name", name, SOURCES)
-    if not callable(getattr(module, "open_source", None)):
+    if name not in SOURCES and not callable(getattr(module, "open_source", None)):
         raise UserError(
             f"data.name ({name}): {module.__file__} has no open_source(config, split, data_dir); "
             f"define one that returns a Source, see trainer/data/source.py"
@@ -139,39 +147,3 @@ def _own_errors(name: str) -> contextlib.AbstractContextManager[None]:
     if name in SOURCES:
         return contextlib.nullcontext()
     return user_module.one_line_errors("data.name", name)
-
-
-def _check(config: Config, source: Source) -> None:
-    data, names = config.data, source.class_names
-    if len(names) < 2:
-        found = f"1 class ({names[0]})" if names else "no classes"
-        raise UserError(
-            f"data set {data.name!r}: has {found}, and training needs at least 2; check --data_dir "
-            f"and data.path"
-        )
-    if config.model.num_classes not in (None, len(names)):
-        raise UserError(
-            f"model.num_classes is {config.model.num_classes}, but data set {data.name!r} has "
-            f"{len(names)} classes: --set model.num_classes={len(names)}"
-        )
-    _check_mean(config, source.channels)
-    if not len(source):
-        raise UserError(f"data set {data.name!r}: has no examples")
-    if source.image_shape is not None and data.crop == "random_resized":
-        raise UserError(
-            f"data.crop is 'random_resized', which needs encoded images of any size, but those of "
-            f"data set {data.name!r} are all {source.image_shape}: use 'pad' or 'none'"
-        )
-    if source.image_shape is None and data.crop == "pad":
-        raise UserError(
-            f"data.crop is 'pad', which needs images of one size, but those of data set "
-            f"{data.name!r} vary: use 'random_resized' or 'none'"
-        )
-
-
-def _check_mean(config: Config, channels: int) -> None:
-    if len(config.data.mean) not in (1, channels):
-        raise UserError(
-            f"data.mean and data.std have {len(config.data.mean)} values, but the images of data "
-            f"set {config.data.name!r} have {channels} channels"
-        )

@@ -4,16 +4,14 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.config import Config
-from trainer.data.source import numbered_classes
+from trainer.data.splits.split import Split
 
 _IMAGES = 64
-_EXAMPLES = {"train": 1_281_167}  # ImageNet's; any other split has 50,000
 
 
-def open_source(config: Config, split: str, data_dir: str) -> "SyntheticSource":
+def make_source(config: Config, split: Split) -> "SyntheticSource":
     """Makes a split."""
-    del data_dir
-    return SyntheticSource(config, _EXAMPLES.get(split, 50_000))
+    return SyntheticSource(config, split)
 
 
 class SyntheticSource:
@@ -21,19 +19,19 @@ class SyntheticSource:
 
     in_graph = True
 
-    def __init__(self, config: Config, num_examples: int):
-        data = config.data
+    def __init__(self, config: Config, split: Split):
         random = np.random.default_rng(config.seed)
-        self.image_shape = (data.image_size, data.image_size, data.channels)
-        self.channels = data.channels
-        self.class_names = numbered_classes(config, "synthetic images have no classes")
+        self.class_names = split.class_names
+        self.channels = split.channels
+        assert split.image_shape is not None
+        self.image_shape: tuple[int, int, int] | None = split.image_shape
         self._images = tf.constant(
-            random.integers(0, 256, (_IMAGES, *self.image_shape), dtype=np.uint8)
+            random.integers(0, 256, (_IMAGES, *split.image_shape), dtype=np.uint8)
         )
         self._labels = tf.constant(
             random.integers(0, len(self.class_names), _IMAGES, dtype=np.int32)
         )
-        self._num_examples = num_examples
+        self._num_examples = split.num_examples
 
     def __len__(self) -> int:
         return self._num_examples

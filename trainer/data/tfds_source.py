@@ -1,7 +1,6 @@
 """Any TFDS data set of labelled images: small ones in memory, large ones read at random from disk.
 
-Nothing is downloaded here: a download can take days and a terabyte, so it is a separate command,
-which the error names.
+See splits/tfds.py.
 """
 
 import os
@@ -12,51 +11,34 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from trainer.config import Config
-from trainer.data.record_index import INDEX, index_shards
+from trainer.data.splits.record_index import INDEX, index_shards
+from trainer.data.splits.split import Split
+from trainer.data.splits.tfds import digits, name_of
 from trainer.data.tfrecord import Records, RecordSource
 from trainer.errors import UserError
 from trainer.files import locked
 
-# Data sets of images of one size up to this are decoded once and kept in memory (CIFAR-10: 150 MB).
-_IN_MEMORY_BYTES = 2**30
+
+def prepare(config: Config, data_dir: str) -> None:
+    """Prepares the digits, which need no network, unless they are prepared."""
+    if name_of(config) == "digits":
+        _prepare_digits(os.path.expanduser(data_dir))
 
 
-def open_source(config: Config, split: str, data_dir: str):
-    """Opens a prepared TFDS data set. Digits are prepared first, which needs no network.
+def make_source(config: Config, split: Split):
+    """Makes the source of a split.
 
     Raises:
-        UserError: for an unknown name or split, or a data set that is not prepared.
+        UserError: if its files cannot be read at random.
     """
-    name = _tfds_name(config)
-    data_dir = os.path.expanduser(data_dir)
-    builder = _digits(data_dir) if name == "digits" else _prepared(name, data_dir)
-    try:
-        num_examples = builder.info.splits[split].num_examples
-    except (KeyError, ValueError) as error:
-        raise UserError(
-            f"data split {split!r}: data set {name!r} has no such split "
-            f"({' '.join(str(error).split())}); it has {', '.join(builder.info.splits)}"
-        ) from None
-    if num_examples <= 0:  # TFDS counts test[50%:10%] below 0
-        raise UserError(f"data split {split!r}: has no examples of data set {name!r}")
-    features = dict(builder.info.features.items())
-    if not (
-        isinstance(features.get("image"), tfds.features.Image)
-        and isinstance(features.get("label"), tfds.features.ClassLabel)
-    ):
-        raise UserError(f"data set {name!r}: has no features 'image' and 'label', needed to train")
-    shape, dtype = features["image"].shape, features["image"].np_dtype
-    if shape[-1] not in (1, 3) or dtype != np.uint8:
-        raise UserError(
-            f"data set {name!r}: its images are {np.dtype(dtype).name} with {shape[-1]} channels; "
-            f"they must be uint8 with 1 or 3"
-        )
-    if None not in shape and num_examples * int(np.prod(shape)) <= _IN_MEMORY_BYTES:
-        return InMemorySource(builder, split)
+    del config
+    builder = split.content
+    if split.image_shape is not None:
+        return InMemorySource(builder, split.name)
     if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
-        return ArrayRecordSource(builder, split)
+        return ArrayRecordSource(builder, split.name)
     if builder.info.file_format == tfds.core.FileFormat.TFRECORD:
-        return _tfrecord_source(builder, split)
+        return _tfrecord_source(builder, split.name)
     raise UserError(
         f"data set {builder.info.full_name!r}: is prepared as {builder.info.file_format}, which "
         f"cannot be read at random; prepare it with: tfds build {builder.name} "
@@ -72,27 +54,20 @@ def channels(config: Config) -> int:
     if config.data.name == "digits":
         return 1
     try:
-        builder = tfds.builder(_tfds_name(config))
+        builder = tfds.builder(name_of(config))
         return int(builder.info.features["image"].shape[-1])
     except Exception:  # TFDS has an error for each of many causes
         return config.data.channels
 
 
-def _tfds_name(config: Config) -> str:
-    return str(config.data.path if config.data.name == "tfds" else config.data.name)
-
-
-def _digits(data_dir: str) -> tfds.core.DatasetBuilder:
-    from trainer.data.digits import Digits
-
+def _prepare_digits(data_dir: str) -> None:
     try:
-        builder = Digits(data_dir=data_dir)
-        if builder.is_prepared():
-            return builder
+        if digits(data_dir).is_prepared():
+            return
         Path(data_dir).mkdir(parents=True, exist_ok=True)
         # Two processes that start at once must not both write it.
         with locked(Path(data_dir) / ".digits.lock"):
-            builder = Digits(data_dir=data_dir)  # again: another process may have prepared it
+            builder = digits(data_dir)  # again: another process may have prepared it
             if not builder.is_prepared():
                 tfds.disable_progress_bar()
                 builder.download_and_prepare(file_format="array_record")
@@ -101,25 +76,6 @@ def _digits(data_dir: str) -> tfds.core.DatasetBuilder:
             f"--data_dir={data_dir}: cannot be written ({error.strerror}), "
             f"but the digits are prepared there; name another folder"
         ) from None
-    return builder
-
-
-def _prepared(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
-    try:
-        builder = tfds.builder(name, data_dir=data_dir)
-    # A wrong name, version or configuration, or no connection: TFDS has an error for each.
-    except Exception as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(
-            f"data set {name!r}: TFDS does not know it ({type(error).__name__}: {reason}), or "
-            f"cannot read {data_dir}"
-        ) from None
-    if not builder.is_prepared():
-        raise UserError(
-            f"data set {name!r}: not prepared in {data_dir}; prepare it once, with a network "
-            f"connection: tfds build {name} --file_format=array_record --data_dir={data_dir}"
-        )
-    return builder
 
 
 def _class_names(builder: tfds.core.DatasetBuilder) -> tuple[str, ...]:

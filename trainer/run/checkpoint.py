@@ -1,42 +1,31 @@
 """Saves and restores a run: the state, and the metadata that make a checkpoint useful by itself."""
 
 import json
-from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 import tensorflow as tf
 
-from trainer import config as config_lib
-from trainer.config import Config
-from trainer.data.source import Source
 from trainer.errors import UserError
+from trainer.run.best import Best
+from trainer.run.identity import Metadata, refuse_another_run
 from trainer.step.state import TrainState
 
-
-def run_metadata(config: Config, source: Source) -> dict[str, Any]:
-    """Returns what the use of the weights needs: config, class names, normalisation."""
-    return {
-        "config": config_lib.to_dict(config),
-        "class_names": list(source.class_names),
-        "train_examples": len(source),
-        "channels": source.channels,
-        "mean": list(config.data.mean),
-        "std": list(config.data.std),
-    }
+# Where a checkpoint holds them. Before `best`, the state had a variable for its accuracy.
+_METADATA, _BEST = "metadata/.ATTRIBUTES/py_state", "best/.ATTRIBUTES/py_state"
+_BEST_ACCURACY = "state/best_accuracy/.ATTRIBUTES/VARIABLE_VALUE"
 
 
-class _Metadata(tf.train.experimental.PythonState):
-    """JSON text inside a checkpoint."""
+class _Text(tf.train.experimental.PythonState):
+    """Text inside a checkpoint."""
 
-    def __init__(self, metadata: dict[str, Any]):
-        self.text = json.dumps(metadata)
+    def __init__(self, text: str = ""):
+        self.text = text
 
     def serialize(self) -> str:
         return self.text
 
     def deserialize(self, string_value: str) -> None:
-        """Keeps this process's metadata: settings that do not change results may have changed."""
+        """Keeps this process's text: settings that do not change results may have changed."""
 
 
 class Checkpoints:
@@ -51,7 +40,7 @@ class Checkpoints:
         self,
         folder: Path,
         state: TrainState,
-        metadata: dict[str, Any],
+        metadata: Metadata,
         keep: int,
         is_chief: bool,
         device: str | None = None,
@@ -65,14 +54,18 @@ class Checkpoints:
         self._is_chief = is_chief
         self._options = tf.train.CheckpointOptions(experimental_io_device=device)
         self._state = state
-        self._checkpoint = tf.train.Checkpoint(state=state, metadata=_Metadata(metadata))
+        text = _Text(json.dumps(metadata))
+        self._checkpoint = tf.train.Checkpoint(state=state, metadata=text)
         self._metadata = metadata
         if is_chief:
             for name in (folder, folder / "best"):
                 if _pointed_at(name) is None:
                     (name / "checkpoint").unlink(missing_ok=True)  # damaged: TensorFlow would stop
+            self._best_text = _Text()
             self._best = tf.train.CheckpointManager(
-                self._checkpoint, str(folder / "best"), max_to_keep=1
+                tf.train.Checkpoint(state=state, metadata=text, best=self._best_text),
+                str(folder / "best"),
+                max_to_keep=1,
             )
             self._last = self._manager()
 
@@ -129,33 +122,34 @@ class Checkpoints:
     def _refuse_another_run(self, path: str) -> None:
         """Refuses a checkpoint copied from another run: it would load if its shapes fit."""
         reader = tf.train.load_checkpoint(path)
-        text = reader.get_tensor("metadata/.ATTRIBUTES/py_state")
-        saved = json.loads(text)
-        different = config_lib.differences(self._metadata["config"], saved["config"])
-        if different:
-            raise UserError(
-                f"{path}: of a run that computes something else ({'; '.join(different)}); remove "
-                f"it, or name another --workdir"
-            )
-        # Compared in order: class 3 must stay class 3.
-        names = [f"class {n}" for n in range(len(self._metadata["class_names"]))]
-        for what, is_now, was in [
-            ("train_examples", self._metadata["train_examples"], saved.get("train_examples")),
-            *zip_longest(names, self._metadata["class_names"], saved["class_names"]),
-        ]:
-            if is_now != was:
-                raise UserError(
-                    f"{path}: of a run on other data: {what} is {is_now!r}, was {was!r}; restore "
-                    f"the data, or name another --workdir"
-                )
+        saved = json.loads(reader.get_tensor(_METADATA))
+        refuse_another_run(self._metadata, saved, path, "remove it, or name another --workdir")
 
     def save(self, step: int) -> None:
         if self._is_chief:
             self._last.save(checkpoint_number=step, options=self._options)
 
-    def save_best(self, step: int) -> None:
+    def save_best(self, best: Best) -> None:
+        """Saves the state, whose evaluation is the best one, in place of the one before."""
         if self._is_chief:
-            self._best.save(checkpoint_number=step, options=self._options)
+            self._best_text.text = best.to_json()
+            self._best.save(checkpoint_number=best.step, options=self._options)
+
+    def read_best(self) -> Best:
+        """Returns the record of the checkpoint in `best/`, or one that any evaluation beats.
+
+        It is read from there, so that a rollback or a resume, which take the state back, cannot
+        let a worse model replace it.
+        """
+        for path in reversed(_pointed_at(self._folder / "best") or []):
+            try:
+                reader = tf.train.load_checkpoint(path)
+                if reader.has_tensor(_BEST):
+                    return Best.from_json(reader.get_tensor(_BEST).decode())
+                return Best(accuracy=float(reader.get_tensor(_BEST_ACCURACY)))
+            except (tf.errors.OpError, ValueError, IndexError, TypeError):
+                continue  # damaged: any model is better
+        return Best()
 
 
 def _pointed_at(folder: Path) -> list[str] | None:

@@ -1,13 +1,15 @@
 """The evaluation of a run's weights, and of their moving average."""
 
 from collections.abc import Callable
+from functools import partial
 
 import tensorflow as tf
 
 from trainer.config import Config
 from trainer.data.bad_examples import BadExamples
-from trainer.data.pipeline import eval_input, eval_steps
+from trainer.data.pipeline import eval_input, eval_steps, first_bad_in_evaluation
 from trainer.data.source import Source
+from trainer.failures import bad_examples_reported, out_of_memory_reported
 from trainer.step.eval_step import make_eval_loop
 from trainer.step.state import TrainState
 
@@ -34,7 +36,14 @@ def make_evaluate(
     def evaluate() -> dict[str, float]:
         values = {}
         for prefix, loop in loops.items():
-            loss, top1, top5, count = (float(total) for total in loop(iter(inputs), num_steps))
+            with (
+                out_of_memory_reported(
+                    f"data.eval_batch_size ({config.data.eval_batch_size})", "lower it"
+                ),
+                bad_examples_reported(config, partial(first_bad_in_evaluation, config, source)),
+            ):
+                totals = loop(iter(inputs), num_steps)
+                loss, top1, top5, count = (float(total) for total in totals)
             # Skipped bad examples do not count.
             complete = count == len(source)
             if not complete and not (config.data.on_bad_example == "skip" and count > 0):

@@ -1,6 +1,6 @@
 """A run's folder: its name, its owner and its config. Imports no TensorFlow.
 
-WORKDIR/config.json  metrics.jsonl  checkpoints/  train/  eval/  DONE
+WORKDIR/config.json  history.jsonl  metrics.jsonl  checkpoints/  train/  eval/  DONE
 """
 
 import contextlib
@@ -14,6 +14,7 @@ from trainer import config as config_lib
 from trainer.config import Config
 from trainer.errors import UserError
 from trainer.files import locked, write_atomically
+from trainer.run import identity
 
 
 def default_path(config_path: str, config: Config) -> str:
@@ -46,10 +47,12 @@ class RunFolder:
         self._locks = contextlib.ExitStack()  # held until this process ends
         if self.is_chief:
             self._make_and_lock()
-        self._refuse_another_run(config)
+        self._refuse_another_config(config)
 
     def _make_and_lock(self) -> None:
         path = self.path / ".lock"
+        # The folders that are new, the innermost first: removed if the run does not begin.
+        self._made = [f for f in (self.path, *self.path.parents) if not f.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = self._locks.enter_context(locked(path, wait=False))
@@ -69,16 +72,50 @@ class RunFolder:
         lock.truncate()
         lock.flush()
 
-    def _refuse_another_run(self, config: Config) -> None:
+    def _refuse_another_config(self, config: Config) -> None:
         saved = self.read_config()
         if saved is None:
             return
-        different = config_lib.differences(config_lib.to_dict(config), saved["config"])
-        if different:
+        if different := identity.config_differences(config, saved):
             raise UserError(
                 f"--workdir={self.path}: holds a run that computes something else "
                 f"({'; '.join(different)}); undo that change to resume it, or name another folder"
             )
+
+    def refuse_another_run(self, metadata: identity.Metadata) -> list[str]:
+        """Returns a line for each thing that has changed since the run began, and may.
+
+        Args:
+            metadata: of `identity.run_metadata`.
+
+        Raises:
+            UserError: if the folder holds a run on other data, or from other weights.
+        """
+        saved = self.read_config()
+        if saved is None:
+            return []
+        identity.refuse_another_run(
+            metadata,
+            saved,
+            f"--workdir={self.path}",
+            "undo that change to resume it, or name another folder",
+        )
+        return identity.notes(metadata, saved)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is a run in it, which this process or an earlier one has written."""
+        return self._config_file.exists() or self.checkpoints.exists()
+
+    def remove(self) -> None:
+        """Removes what this process has made of a run that has not begun."""
+        if not self.is_chief:
+            return
+        for name in ("history.jsonl", ".lock"):
+            (self.path / name).unlink(missing_ok=True)
+        for folder in self._made:
+            with contextlib.suppress(OSError):  # something else is in it
+                folder.rmdir()
 
     def read_config(self) -> dict[str, Any] | None:
         """Returns what `write_config` saved, or None in a new folder."""
@@ -86,6 +123,8 @@ class RunFolder:
             saved = json.loads(self._config_file.read_text(encoding="utf-8"))
             if not isinstance(saved["config"], dict):
                 raise TypeError("its 'config' is not an object")
+            if not isinstance(saved["class_names"], list):
+                raise TypeError("its 'class_names' is not a list")
             return saved
         except FileNotFoundError:
             return None

@@ -7,12 +7,16 @@ import numpy as np
 from trainer.config import Config
 from trainer.errors import UserError
 from trainer.models.weights.load import load_weights
-from trainer.run.agreement import Agree
+from trainer.run.agreement import Agreement
 from trainer.step.state import TrainState
 
 
 def load_initial_weights(
-    config: Config, class_names: Sequence[str], state: TrainState, agree: Agree, is_new: bool
+    config: Config,
+    class_names: Sequence[str],
+    state: TrainState,
+    agreement: Agreement,
+    is_new: bool,
 ) -> str:
     """Loads `model.weights` into a new run's model and its average, and checks that all workers
     have the same.
@@ -31,10 +35,10 @@ def load_initial_weights(
     except UserError as error:
         failure = error
     total = sum(float(np.abs(v.numpy()).sum(dtype=np.float64)) for v in state.model.variables)
-    failed, mean = agree([float(failure is not None), total])
+    failed, mean = agreement.mean([float(failure is not None), total])
     if failure is not None:
         raise failure
-    if failed or max(agree([abs(total - mean)])) > 1e-9 * mean:
+    if failed or max(agreement.mean([abs(total - mean)])) > 1e-9 * mean:
         raise UserError(
             f"model.weights ({config.model.weights}): another worker cannot load it, or has "
             f"another file of this name; it must be the same for all"

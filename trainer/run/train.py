@@ -1,28 +1,34 @@
 """The training, from top to bottom."""
 
 import math
+import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import tensorflow as tf
 
-from trainer.config import Config, with_num_classes
+from trainer.config import Config
 from trainer.data.bad_examples import BadExamples
-from trainer.data.pipeline import first_bad_in_evaluation, first_bad_in_training, train_input
-from trainer.data.source import open_source
-from trainer.devices.checks import check_batch_size, check_placement
+from trainer.data.pipeline import first_bad_in_training, train_input
+from trainer.data.splits.split import Split
+from trainer.devices.checks import check_batch_size
 from trainer.devices.compilation import choose_compilation
 from trainer.devices.strategy import checkpoint_device
 from trainer.errors import PreemptedError
 from trainer.failures import bad_examples_reported, out_of_memory_reported, training_memory_advice
+from trainer.models.weights.identity import weights_identity
 from trainer.run import divergence
-from trainer.run.agreement import check_same_start, make_agreement
-from trainer.run.checkpoint import Checkpoints, run_metadata
+from trainer.run.agreement import Agreement, check_same_start
+from trainer.run.best import Best
+from trainer.run.checkpoint import Checkpoints
+from trainer.run.data import open_data
 from trainer.run.description import describe
 from trainer.run.evaluation import make_evaluate
 from trainer.run.folder import RunFolder
+from trainer.run.identity import run_metadata
 from trainer.run.initial_weights import load_initial_weights
 from trainer.run.length import run_length
 from trainer.run.log import RunLog, read_records
@@ -34,12 +40,26 @@ from trainer.step.train_step import TrainMetrics
 
 
 class Summary(NamedTuple):
-    """How a run ended."""
+    """How a run ended. NaN: not evaluated, or not measured."""
 
     best_accuracy: float
     last_accuracy: float
     images_per_second: float  # of this process's training, without the first loop's tracing
     train_seconds: float  # of this process's train loops, without evaluation and checkpoints
+
+    def text(self, folder: Path) -> str:
+        """Returns the summary in words, and where to read more."""
+        result = "not evaluated"
+        if math.isfinite(self.best_accuracy):
+            result = f"best accuracy {self.best_accuracy:.4f}, last {self.last_accuracy:.4f}"
+        # NaN if all steps were done before, or in the one loop that includes tracing.
+        measured = math.isfinite(self.images_per_second)
+        rate = f" at {self.images_per_second:.0f} images/s" if measured else ""
+        return (
+            f"{result}; trained {self.train_seconds:.1f} s{rate}\n"
+            f"logs and checkpoints: {folder}\n"
+            f"tensorboard --logdir {shlex.quote(str(folder))}"
+        )
 
 
 def train_and_evaluate(
@@ -48,11 +68,15 @@ def train_and_evaluate(
     folder: RunFolder,
     data_dir: str,
     stopwatch: Stopwatch | None = None,
+    found_splits: MutableMapping[str, Split] | None = None,
+    changes: Sequence[str] = (),
 ) -> Summary:
     """Trains `config` to the end, from where the run in `folder` stands.
 
     Args:
         stopwatch: started with the process, to report the time to the first step.
+        found_splits: of the data already, see `open_data`.
+        changes: lines for the user about what has changed since the run began.
 
     Raises:
         UserError: for a mistake in the config, the data or the environment.
@@ -67,15 +91,15 @@ def train_and_evaluate(
     num_replicas = strategy.num_replicas_in_sync
     check_batch_size(config, num_replicas)
     compilation = choose_compilation(config, strategy)
-    train_source = open_source(config, config.data.train_split, data_dir)
-    as_given, config = config, with_num_classes(config, train_source.class_names)
-    eval_source = open_source(config, config.data.eval_split, data_dir)
-    check_placement(strategy, config, train_source.in_graph and eval_source.in_graph)
+    as_given = config
+    data, config = open_data(config, strategy, data_dir, found_splits)
+    train_source, splits = data.train.source, data.splits
     length = run_length(config, len(train_source))
     steps_per_epoch, total_steps = length.steps_per_epoch, length.total_steps
-    agree = make_agreement(strategy)
-    sizes = len(train_source), len(eval_source), len(train_source.class_names)
-    check_same_start(agree, 0, *sizes)  # before one worker alone refuses its data
+    agreement = Agreement(strategy)
+    check_same_start(agreement, 0, *splits)  # before one worker alone refuses its data
+    metadata = run_metadata(as_given, *splits, weights_identity(config.model.weights))
+    changes = [*changes, *folder.refuse_another_run(metadata)]
     stopwatch.lap("data")
 
     # 3. State and loops, and the state's values: new, or where the last process left them.
@@ -87,7 +111,6 @@ def train_and_evaluate(
         total_steps,
         compilation.compiled,
     )
-    metadata = run_metadata(as_given, train_source)
     checkpoints = Checkpoints(
         folder.checkpoints,
         state,
@@ -98,17 +121,18 @@ def train_and_evaluate(
     )
     restored = checkpoints.restore()
     step = restored or 0
-    check_same_start(agree, step, *sizes)
+    check_same_start(agreement, step, *splits)
     names = train_source.class_names
-    loaded = load_initial_weights(config, names, state, agree, is_new=restored is None)
+    loaded = load_initial_weights(config, names, state, agreement, is_new=restored is None)
+    best = checkpoints.read_best()
     if folder.is_chief:
         folder.write_config(metadata)
 
     with RunLog(folder, step, length) as log:
-        log.say(describe(config, strategy, state, *sizes[:2]))
-        log.say(compilation.reason)
-        log.say(f"logs and checkpoints: {folder.path}")
-        log.say(f"from step {step} of {total_steps}" if step else f"{total_steps} steps{loaded}")
+        lines = [describe(config, strategy, state, *splits), compilation.reason]
+        lines += [f"logs and checkpoints: {folder.path}", *changes]
+        lines += [f"from step {step} of {total_steps}" if step else f"{total_steps} steps{loaded}"]
+        log.say("\n".join(lines))
         if step == 0 and config.on_divergence == "rollback":
             checkpoints.save(0)  # to roll back to, before there is another one
         stopwatch.lap("build")
@@ -121,7 +145,9 @@ def train_and_evaluate(
             return iter(train_input(at_size, strategy, train_source, step, bad_examples))
 
         iterator = input_from(step)
-        evaluate = make_evaluate(config, strategy, state, eval_source, bad_examples)
+        evaluate = None
+        if data.evaluation is not None:
+            evaluate = make_evaluate(config, strategy, state, data.evaluation.source, bad_examples)
         if step < total_steps:
             train_loop.get_concrete_function(iterator, tf.constant(1))
         stopwatch.lap("trace")
@@ -158,7 +184,7 @@ def train_and_evaluate(
             if found is not None:
                 log.event("divergence", found.step, found._asdict())
                 step = divergence.stop_or_roll_back(config, state, checkpoints, found)
-                check_same_start(agree, step, *sizes)
+                check_same_start(agreement, step, *splits)
                 log.rewind(step)
                 log.say(f"diverged: {found}; continuing from step {step}, without that batch")
                 iterator = input_from(step)
@@ -166,24 +192,18 @@ def train_and_evaluate(
 
             # Clocks and signals differ between workers; what follows must not.
             save_due = time.monotonic() - last_save >= config.checkpoint_every_s
-            stop_sum, save_sum, seconds = agree([float(stop.requested), float(save_due), seconds])
+            stop_sum, save_sum, seconds = agreement.mean(
+                [float(stop.requested), float(save_due), seconds]
+            )
 
-            if step == next_eval:
-                with (
-                    out_of_memory_reported(
-                        f"data.eval_batch_size ({config.data.eval_batch_size})", "lower it"
-                    ),
-                    bad_examples_reported(
-                        config, partial(first_bad_in_evaluation, config, eval_source)
-                    ),
-                ):
-                    values = evaluate()
+            if step == next_eval and evaluate is not None:
+                values = evaluate()
                 log.evaluation(step, values)
-                accuracy = max(v for name, v in values.items() if name.endswith("top1_accuracy"))
-                if accuracy > state.best_accuracy.numpy():
-                    state.best_accuracy.assign(accuracy)
+                evaluated = Best.of(values, step)
+                if evaluated.beats(best):
+                    best = evaluated
                     log.flush()
-                    checkpoints.save_best(step)
+                    checkpoints.save_best(best)
             if stop_sum > 0 or save_sum > 0 or step == total_steps:
                 log.flush()
                 checkpoints.save(step)
@@ -198,7 +218,7 @@ def train_and_evaluate(
     del iterator  # before its dataset and its devices: other orders were seen to take 40 s
     last = read_records(folder.metrics, "eval")[-1:]
     return Summary(
-        best_accuracy=float(state.best_accuracy.numpy()),
+        best_accuracy=best.accuracy if evaluate else math.nan,
         last_accuracy=last[0]["top1_accuracy"] if last else math.nan,
         images_per_second=pace.steps_per_second * config.data.global_batch_size,
         train_seconds=pace.seconds,

@@ -23,7 +23,6 @@ class TrainState(tf.Module):
             since it changed.
         global_step: the number of steps done, including skipped ones, whose data are used up.
         applied_steps: the number of steps whose update was applied.
-        best_accuracy: the highest top-1 accuracy of an evaluation so far; -1 before the first.
         rollbacks: how often the run rolled back after a divergence. `rate_factor` is the resulting
             factor of the learning rate, and `left_out` `[MAX_ROLLBACKS]` the steps, counted from 0,
             whose batches are not applied (-1: none).
@@ -47,7 +46,6 @@ class TrainState(tf.Module):
         self.good_steps = tf.Variable(0, dtype=tf.int64, trainable=False)
         self.applied_steps = tf.Variable(0, dtype=tf.int64, trainable=False)
         self.global_step = tf.Variable(0, dtype=tf.int64, trainable=False)
-        self.best_accuracy = tf.Variable(-1.0, trainable=False)
         self.rollbacks = tf.Variable(0, dtype=tf.int64, trainable=False)
         self.rate_factor = tf.Variable(1.0, trainable=False)
         self.left_out = tf.Variable(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.conftest import strategy_of
 from tests.small_models import CONVNET
 from trainer import config as config_lib
 from trainer.config import Config
@@ -18,6 +19,7 @@ from trainer.models.weights.heads import match_classes
 from trainer.models.weights.load import load_weights
 from trainer.models.weights.names import torch_tensors
 from trainer.models.weights.saved import read_checkpoint
+from trainer.run.agreement import Agreement
 from trainer.run.initial_weights import load_initial_weights
 from trainer.step.state import TrainState
 
@@ -187,7 +189,7 @@ def test_the_moving_average_gets_the_same_head(run_folder, small_config):
     loading = config_lib.override(small_config, [f"model.weights={run_folder}"])
     state = TrainState(loading, channels=1)
     report = load_initial_weights(
-        loading, list(map(str, order)), state, lambda values: values, True
+        loading, list(map(str, order)), state, Agreement(strategy_of(1)), True
     )
     assert "reordered by name (3, 1, 4, 0, 5, …)" in report
     best = read_checkpoint(run_folder).model

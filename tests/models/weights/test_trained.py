@@ -25,16 +25,16 @@ from trainer.models.weights.saved import read_trained
 from trainer.models.weights.tensor_file import SUFFIXES, hash_of_model
 from trainer.models.weights.trained import find_trained
 from trainer.registry import MODELS
-from trainer.run.checkpoint import run_metadata
-from trainer.run.folder import RunFolder
 
 
 @pytest.fixture(scope="module")
-def run(run_folder, small_config, digits, tmp_path_factory) -> Path:
-    """A run's folder as training leaves it, with config.json."""
+def run(run_folder, tmp_path_factory) -> Path:
+    """A run's folder as training leaves it: config.json holds what the checkpoints hold."""
     path = tmp_path_factory.mktemp("copy") / "run"
     shutil.copytree(run_folder, path)
-    RunFolder(str(path), small_config).write_config(run_metadata(small_config, digits))
+    found = read_trained(run_folder)
+    assert found is not None
+    (path / "config.json").write_text(json.dumps(found.metadata))
     return path
 
 

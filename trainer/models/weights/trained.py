@@ -1,7 +1,7 @@
 """What weights were trained with, read from a run or from what it exported. No TensorFlow.
 
 A run's checkpoints, its config.json and the files of `trainer.export` hold the same metadata: see
-`run_metadata` in trainer/run/checkpoint.py.
+`run_metadata` in trainer/run/identity.py.
 """
 
 import json

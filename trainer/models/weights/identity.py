@@ -1,0 +1,46 @@
+"""What the weights that a run begins with are, wherever they lie. No TensorFlow."""
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+_POINTER = re.compile(r'^model_checkpoint_path: "(.*)"$', re.MULTILINE)
+
+
+def weights_identity(path: str | None) -> dict[str, str] | None:
+    """Returns the path of `model.weights` and a fingerprint of what lies there.
+
+    Of a file, the fingerprint is a hash of its content; of a run or a checkpoint, a hash of the
+    checkpoint's index, which holds checksums of all tensors. It is "" if there is nothing to read:
+    a run that resumes does not need the weights that it began with.
+
+    Returns:
+        None for no path: the run starts from random weights.
+    """
+    if path is None:
+        return None
+    file = Path(os.path.expanduser(path))
+    if not file.is_file():
+        file = _index_of(file)
+    try:
+        with file.open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()[:16]
+    except OSError:
+        digest = ""
+    return {"path": path, "fingerprint": digest}
+
+
+def _index_of(path: Path) -> Path:
+    """Returns the index of the checkpoint that stands for a run's folder, or for a checkpoint."""
+    index = Path(f"{path}.index")
+    if index.exists():
+        return index
+    for folder in (path / "checkpoints" / "best", path / "checkpoints", path):
+        try:
+            found = _POINTER.search((folder / "checkpoint").read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError):
+            continue
+        if found:
+            return folder / f"{found[1]}.index"
+    return index
