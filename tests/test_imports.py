@@ -26,9 +26,11 @@ VERBS = {"main", "inspect", "prepare", "export", "preflight", "runs"}
 # Rooms and files that a command can use before it imports TensorFlow.
 WITHOUT_TENSORFLOW = (
     *("errors", "files", "registry", "units", "config", "user_module", "cli"),
-    *("models.weights.tensor_file", "devices.choice", "devices.cluster", "devices.tpu"),
-    *("data.splits", "models.weights.identity", "run.environment", "run.folder", "run.history"),
-    *("run.identity", "run.provenance", "run.stopwatch"),
+    *("models.weights.early", "models.weights.heads", "models.weights.identity"),
+    *("models.weights.known_models", "models.weights.tensor_file", "models.weights.trained"),
+    *("data.splits", "devices.choice", "devices.cluster", "devices.tpu"),
+    *("run.environment", "run.folder", "run.history", "run.identity", "run.provenance"),
+    "run.stopwatch",
 )
 
 

@@ -84,6 +84,10 @@ def train() -> int:
         if folder.is_done:
             return _tell_again(folder)
     with recorded(folder, str(recipes.find(_CONFIG.path.value))) as history:
+        if config.model.weights and not folder.has_begun:
+            from trainer.models.weights.early import check_weights
+
+            check_weights(config)
         if cluster is not None:
             offer = cluster_lib.offer(config) | identity.data_offer(splits)
             cluster_lib.rendezvous(cluster, offer, _CLUSTER_TIMEOUT_S.value)

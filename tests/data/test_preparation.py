@@ -251,7 +251,7 @@ def test_what_cannot_be_done_is_said(folder, tmp_path):
         ([], "error: --source: must name the root of the folders\n"),
         (["--source=x"], "error: --out: must name a folder for the TFRecord files"),
         (["--source=x", "--out=y", "--splits=train"], "error: --splits=train: must be two"),
-        (["--from=tar"], "error: flag --from=tar: value should be one of"),
+        (["--from=tar"], "error: --from=tar: must be one of folder"),
     ],
 )
 def test_bad_arguments(arguments, message):

@@ -50,6 +50,12 @@ class ConfigFlags:
             flag_values=own,
         )
 
+    def setting(self, field: str) -> str | None:
+        """Returns the text that `--set` gives a field, or None."""
+        pairs = [assignment.partition("=") for assignment in self._settings.value]
+        given = [text.strip() for path, _, text in pairs if path.strip() == field]
+        return given[-1] if given else None
+
     def resolve(self, settings: Sequence[str] = (), default: Config | None = None) -> Config:
         """Returns the config that the flags describe, validated.
 

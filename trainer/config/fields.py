@@ -65,8 +65,8 @@ class ModelConfig(Section):
     weights: str | None = setting(
         None,
         "Initial weights: a .safetensors or .pth file of timm, torchvision or trainer.export, a "
-        "run's folder, or a checkpoint. The head starts from scratch if the classes differ. none: "
-        "random, by the seed.",
+        "run's folder, or a checkpoint. The head's rows go to the classes of the same names, and "
+        "other classes start from scratch. none: random, by the seed.",
         NotEmpty(),
     )
     freeze: str | None = setting(

@@ -1,6 +1,7 @@
 """Inside a model that sees an image: statistics and a picture of its stages' outputs."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,11 +38,16 @@ class Activations(NamedTuple):
         }
 
 
-def activations_of_file(config: Config, channels: int, path: Path) -> tuple[list[Activations], str]:
+def activations_of_file(
+    config: Config, channels: int, class_names: Sequence[str], path: Path
+) -> tuple[list[Activations], str]:
     """Computes what each stage of the config's model makes of an image file.
 
     Without `model.weights` the weights are random, and each block computes something: the initial
     value 0 of `zero_init_residual` would show identities.
+
+    Args:
+        class_names: one for each class of the model.
 
     Returns:
         The stages' outputs, and a line about the weights.
@@ -61,7 +67,7 @@ def activations_of_file(config: Config, channels: int, path: Path) -> tuple[list
         report = "weights are random: trained ones are shown with --set model.weights=PATH"
     else:
         model = build_model(config, channels)
-        report = load_weights(config, model)
+        report = load_weights(config, model, class_names)
     return activations(model, normalize(image, config)), report
 
 

@@ -1,5 +1,7 @@
 """The weights that a run starts from: `model.weights`."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from trainer.config import Config
@@ -10,7 +12,11 @@ from trainer.step.state import TrainState
 
 
 def load_initial_weights(
-    config: Config, state: TrainState, agreement: Agreement, is_new: bool
+    config: Config,
+    class_names: Sequence[str],
+    state: TrainState,
+    agreement: Agreement,
+    is_new: bool,
 ) -> str:
     """Loads `model.weights` into a new run's model and its average, and checks that all workers
     have the same.
@@ -25,7 +31,7 @@ def load_initial_weights(
         return ""
     loaded, failure = "", None
     try:
-        loaded = f"\n{load_weights(config, state.model)}" if is_new else ""
+        loaded = f"\n{load_weights(config, state.model, class_names)}" if is_new else ""
     except UserError as error:
         failure = error
     total = sum(float(np.abs(v.numpy()).sum(dtype=np.float64)) for v in state.model.variables)

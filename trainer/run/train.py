@@ -123,7 +123,8 @@ def train_and_evaluate(
     restored = checkpoints.restore()
     step = restored or 0
     check_same_start(agreement, step, *splits)
-    loaded = load_initial_weights(config, state, agreement, is_new=restored is None)
+    names = train_source.class_names
+    loaded = load_initial_weights(config, names, state, agreement, is_new=restored is None)
     best = checkpoints.read_best()
     if folder.is_chief:
         folder.write_config(metadata)

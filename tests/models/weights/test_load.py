@@ -20,6 +20,8 @@ from trainer.models.build import build_model
 from trainer.models.weights.load import load_weights
 from trainer.models.weights.names import libraries, named_variables, torch_tensors
 
+CLASSES = tuple("0123456789")
+
 
 def config(name="resnet18", *settings, size=32) -> Config:
     return config_lib.override(
@@ -38,7 +40,7 @@ def save(path: Path, name="resnet18", classes=10, channels=3, change=None) -> Pa
 def load(path: Path | str, name="resnet18", *settings, channels=3):
     loading = config(name, f"model.weights={path}", *settings)
     model = build_model(loading, channels)
-    return loading, model, load_weights(loading, model)
+    return loading, model, load_weights(loading, model, CLASSES)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +59,7 @@ def test_a_library_s_file_gives_the_library_s_logits(case: Case, tmp_path):
     save_file(tensors, path)
     loading = config_lib.override(config_of_case(case), [f"model.weights={path}"])
     model = build_model(loading, channels=3)
-    report = load_weights(loading, model)
+    report = load_weights(loading, model, CLASSES)
     logits = model(tf.constant(images(case)), training=False)
     assert distance(logits, GOLDEN["cases"][case.key]["evaluation"]) < TOLERANCE
     assert f"{len(named)} of {len(named)} tensors" in report
@@ -161,7 +163,7 @@ def test_weights_of_another_model_are_refused_with_the_first_mismatches(
     model = build_model(loading, channels=3)
     before = [v.numpy() for v in model.variables]
     with pytest.raises(UserError) as caught:
-        load_weights(loading, model)
+        load_weights(loading, model, CLASSES)
     message = str(caught.value)
     assert message.startswith(f"model.weights: {path}: ")
     assert [part for part in parts if part not in message] == []

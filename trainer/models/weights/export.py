@@ -30,7 +30,7 @@ def export(run: Path, out: Path, average: bool | None = None) -> str:
         raise UserError(f"--run={error}") from None
     name = saved.config.model.name
     tensors = torch_tensors(name, saved.model)
-    metadata = {key: json.dumps(value) for key, value in saved.metadata.items()}
+    metadata = {key: json.dumps(value) for key, value in saved.trained.metadata.items()}
     tensor_file.write(out, tensors, {"format": "pt", **metadata})
     library = next(iter(libraries(name)))
     return f"{out}: {name}, {len(tensors)} tensors by {library}'s names; {saved.origin}"

@@ -1,9 +1,12 @@
 """What the weights that a run begins with are, wherever they lie. No TensorFlow."""
 
+import contextlib
 import hashlib
 import os
 import re
 from pathlib import Path
+
+from trainer.errors import UserError
 
 _POINTER = re.compile(r'^model_checkpoint_path: "(.*)"$', re.MULTILINE)
 
@@ -33,14 +36,17 @@ def weights_identity(path: str | None) -> dict[str, str] | None:
 
 def _index_of(path: Path) -> Path:
     """Returns the index of the checkpoint that stands for a run's folder, or for a checkpoint."""
-    index = Path(f"{path}.index")
-    if index.exists():
-        return index
-    for folder in (path / "checkpoints" / "best", path / "checkpoints", path):
-        try:
-            found = _POINTER.search((folder / "checkpoint").read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError):
-            continue
-        if found:
-            return folder / f"{found[1]}.index"
-    return index
+    from trainer.models.weights.trained import checkpoint_places  # NumPy: 0.2 s
+
+    try:
+        places = checkpoint_places(path, "a run's folder or a checkpoint")
+    except UserError:
+        return path
+    for place in places:
+        index = Path(f"{place}.index")
+        if index.exists():
+            return index
+        with contextlib.suppress(OSError, UnicodeDecodeError):  # a damaged pointer
+            if found := _POINTER.search((place / "checkpoint").read_text(encoding="utf-8")):
+                return place / f"{found[1]}.index"
+    return path

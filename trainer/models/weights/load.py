@@ -1,19 +1,19 @@
 """Loads weights into a model: those of timm, torchvision, `trainer.export` or another run."""
 
-import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import tf_keras
 
-from trainer import config as config_lib
 from trainer.config import Config
+from trainer.config.text import spell
 from trainer.errors import UserError
 from trainer.models.build import family_of
 from trainer.models.weights import tensor_file
+from trainer.models.weights.early import EXPECTED, check_same_function, path_of
+from trainer.models.weights.heads import match_classes
 from trainer.models.weights.names import (
     NamedVariable,
     libraries,
@@ -21,25 +21,28 @@ from trainer.models.weights.names import (
     torch_tensors,
 )
 from trainer.models.weights.saved import read_checkpoint
+from trainer.models.weights.trained import Trained, find_trained
 
-_SHOWN = 5  # mismatches in an error, classes in a report
+_SHOWN = 5  # mismatches in an error
 
 
 class _Weights(NamedTuple):
-    """Tensors by name, and what our own files add to them."""
+    """Tensors by name, and what they were trained with; None if unknown."""
 
     origin: str
     tensors: Mapping[str, np.ndarray]
-    config: Mapping[str, Any]  # of the run, by field; empty if unknown
-    class_names: Sequence[str]
+    trained: Trained | None
 
 
-def load_weights(config: Config, model: tf_keras.Model) -> str:
+def load_weights(config: Config, model: tf_keras.Model, class_names: Sequence[str]) -> str:
     """Assigns the weights that `config.model.weights` names to the model.
 
-    The head keeps its initial values if the number of classes differs. A first convolution for
-    another number of channels is summed over them, or spread. Anything else that does not fit is an
-    error.
+    The head's rows go to the classes of the same names; a class that the weights do not have keeps
+    its initial values, see `match_classes`. A first convolution for another number of channels is
+    summed over them, or spread. Anything else that does not fit is an error.
+
+    Args:
+        class_names: this run's, one for each of the model's classes.
 
     Returns:
         A line for the user: what was loaded, what was not, and why.
@@ -49,45 +52,83 @@ def load_weights(config: Config, model: tf_keras.Model) -> str:
     """
     assert config.model.weights is not None
     try:
-        weights = _read(Path(os.path.expanduser(config.model.weights)))
-        _check_same_function(config, weights)
-        report, keeps_head = _assign(config, model, weights.tensors, weights.origin)
+        weights = _read(path_of(config.model.weights))
+        if weights.trained is not None:
+            check_same_function(config, weights.trained)
+        return _assign(config, model, weights, class_names)
     except UserError as error:
         raise UserError(f"model.weights: {error}") from None
-    if weights.class_names and keeps_head:
-        more = ", …" if len(weights.class_names) > _SHOWN else ""
-        report += f"; its classes were {', '.join(weights.class_names[:_SHOWN])}{more}"
-    return report
 
 
 def _read(path: Path) -> _Weights:
     """Reads a file of tensors, a run's folder or a checkpoint."""
-    if path.suffix.lower() not in tensor_file.SUFFIXES:
-        files = f"weights ({', '.join(tensor_file.SUFFIXES)})"
-        saved = read_checkpoint(path, expected=f"{files}, a run's folder or a checkpoint")
-        tensors = torch_tensors(saved.config.model.name, saved.model)
-        metadata = saved.metadata
-        return _Weights(saved.origin, tensors, metadata["config"], metadata["class_names"])
-    tensors, found = tensor_file.read(path), tensor_file.metadata(path)
-    try:
-        config, class_names = (
-            json.loads(found.get(name, empty))
-            for name, empty in (("config", "{}"), ("class_names", "[]"))
-        )
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: its metadata are not JSON ({error})") from None
-    return _Weights(str(path), tensors, config, class_names)
+    if path.suffix.lower() in tensor_file.SUFFIXES:
+        return _Weights(str(path), tensor_file.read(path), find_trained(path))
+    saved = read_checkpoint(path, expected=EXPECTED)
+    tensors = torch_tensors(saved.config.model.name, saved.model)
+    return _Weights(saved.origin, tensors, saved.trained)
 
 
-def _check_same_function(config: Config, weights: _Weights) -> None:
-    """Refuses the weights of a model that fit ours in shape but compute something else there."""
-    values = config_lib.to_dict(config)
-    for field in ("model.name", "model.blur_pool", "model.batch_norm_epsilon"):
-        if field in weights.config and weights.config[field] != values[field]:
-            raise UserError(
-                f"{weights.origin}: was trained with {field}={weights.config[field]}, not "
-                f"{values[field]}; set it too"
-            )
+class _Head(NamedTuple):
+    """What is taken of the loaded head."""
+
+    names: Set[str]  # of its tensors
+    tensors: Mapping[str, np.ndarray]  # with rows in our order, if they are taken by name
+    from_scratch: bool  # whether no row is taken
+    report: str
+
+
+def _take_head(
+    model: tf_keras.Model,
+    named: Mapping[str, NamedVariable],
+    tensors: Mapping[str, np.ndarray],
+    ours: Sequence[str],
+    theirs: Sequence[str],
+) -> _Head:
+    """Brings the rows of the loaded head into the order of our classes.
+
+    A head that is not a classifier is taken whole if all classes are the same, or else not at all.
+    """
+    variables = {variable.ref() for variable in model.get_layer("head").variables}
+    head = {name: one for name, one in named.items() if one.variable.ref() in variables}
+    rows, is_same, report = match_classes(ours, theirs)
+    if rows is None or is_same:
+        return _Head(head.keys(), {}, False, report)
+    if not _is_classifier(list(head.values()), len(rows)):
+        reason = "its classes differ, and it is not one layer with a kernel and a bias"
+        return _Head(head.keys(), {}, True, f"head: from scratch, since {reason}")
+    placed = {
+        name: _in_our_order(name, tensors[name], one, rows, len(theirs))
+        for name, one in head.items()
+        if name in tensors
+    }
+    return _Head(head.keys(), placed, max(rows) < 0, report)
+
+
+def _is_classifier(head: Sequence[NamedVariable], num_classes: int) -> bool:
+    """Returns whether the variables are those of one dense layer or convolution, whose first axis
+    in PyTorch's layout is the classes."""
+    is_one_layer = len({one.layer for one in head}) == 1
+    kinds = {one.kind for one in head}
+    rows = {one.torch_shape[:1] for one in head}
+    return is_one_layer and kinds <= {"kernel", "bias"} and rows == {(num_classes,)}
+
+
+def _in_our_order(
+    name: str, values: np.ndarray, one: NamedVariable, rows: Sequence[int], count: int
+) -> np.ndarray:
+    """Returns a tensor of a head for `count` classes with the rows of our classes; a class without
+    a row has its initial values."""
+    if not values.ndim or len(values) != count:
+        raise UserError(f"{name} is {_shape(values.shape)}, and its file names {count} classes")
+    fitted = _fit(values, (count, *one.torch_shape[1:]))
+    if fitted is None:
+        return values  # and `_match` says why
+    placed = one.to_torch()
+    for ours, theirs in enumerate(rows):
+        if theirs >= 0:
+            placed[ours] = fitted[theirs]
+    return placed
 
 
 class _Match(NamedTuple):
@@ -100,20 +141,23 @@ class _Match(NamedTuple):
 
 
 def _assign(
-    config: Config, model: tf_keras.Model, tensors: Mapping[str, np.ndarray], origin: str
-) -> tuple[str, bool]:
+    config: Config, model: tf_keras.Model, weights: _Weights, class_names: Sequence[str]
+) -> str:
     """Assigns tensors to the model's variables, by the names of the library that fits best.
 
     Returns:
-        A line about what was loaded, and whether the head was.
+        A line about what was loaded.
 
     Raises:
         UserError: with the first mismatches, if the tensors are another model's; the model then
             stays as it was.
     """
+    tensors, origin, trained = weights.tensors, weights.origin, weights.trained
     library, named = _best_library(config.model.name, model, tensors)
-    counters = [name for name in tensors if name.endswith("num_batches_tracked")]
-    match = _match(named, {n: v for n, v in tensors.items() if n not in counters})
+    counters = [name for name in tensors if name.endswith(tensor_file.COUNTER)]
+    head = _take_head(model, named, tensors, class_names, trained.class_names if trained else ())
+    tensors = {n: v for n, v in {**tensors, **head.tensors}.items() if n not in counters}
+    match = _match(named, tensors, head)
     if match.wrong:
         more = f"; and {len(match.wrong) - _SHOWN} more" if len(match.wrong) > _SHOWN else ""
         raise UserError(
@@ -135,18 +179,27 @@ def _assign(
     ]
     if match.initial:
         report.append(f"starting from scratch: {', '.join(match.initial)}")
+    if head.from_scratch or head.names & match.fitting.keys():
+        report.append(head.report)
     if match.adapted:
         report.append(f"adapted: {', '.join(match.adapted)}")
     if counters:
-        report.append(f"not needed: {len(counters)} counters (num_batches_tracked)")
-    return "; ".join(report), not match.initial
+        report.append(f"not needed: {len(counters)} counters ({tensor_file.COUNTER})")
+    if trained is not None:
+        report += _other_pixels(config, trained)
+    return "; ".join(report)
 
 
-def _match(named: Mapping[str, NamedVariable], tensors: Mapping[str, np.ndarray]) -> _Match:
+def _match(
+    named: Mapping[str, NamedVariable], tensors: Mapping[str, np.ndarray], head: _Head
+) -> _Match:
     """Matches tensors with variables, and describes what is wrong with the others."""
     match = _Match({}, [], [], [])
     for name, variable in named.items():
-        is_head, wanted = variable.layer == "head", variable.torch_shape
+        is_head, wanted = name in head.names, variable.torch_shape
+        if is_head and head.from_scratch:
+            match.initial.append(name)
+            continue
         if name not in tensors:
             (match.initial if is_head else match.wrong).append(f"{name} is missing")
             continue
@@ -166,6 +219,26 @@ def _match(named: Mapping[str, NamedVariable], tensors: Mapping[str, np.ndarray]
                 match.adapted.append(f"{name} for {wanted[1]} channel(s), was for {was}")
     match.wrong.extend(f"{name} is not in the model" for name in tensors if name not in named)
     return match
+
+
+def _other_pixels(config: Config, trained: Trained) -> list[str]:
+    """Returns a warning if the weights were trained with another mean or standard deviation."""
+    was = [trained.values.get(f"data.{name}") for name in ("mean", "std")]
+    now = [list(values) for values in (config.data.mean, config.data.std)]
+    if None in was or all(_alike(*pair) for pair in zip(was, now, strict=True)):
+        return []
+    texts = [
+        f"data.mean={spell(tuple(mean))} and data.std={spell(tuple(std))}"
+        for mean, std in (was, now)
+    ]
+    return [f"warning: they were trained with {texts[0]}, and here are {texts[1]}"]
+
+
+def _alike(some: Sequence[float], others: Sequence[float]) -> bool:
+    """Returns whether values of channels are the same; one for all is the average of three."""
+    if len(some) != len(others):
+        some, others = [sum(some) / len(some)], [sum(others) / len(others)]
+    return bool(np.allclose(some, others))
 
 
 def _best_library(

@@ -3,15 +3,21 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import tensorflow as tf
 import tf_keras
 
-from trainer import config as config_lib
 from trainer.config import Config
 from trainer.errors import UserError
 from trainer.models.build import build_model
+from trainer.models.weights import tensor_file
+from trainer.models.weights.trained import (
+    Trained,
+    checkpoint_places,
+    find_trained,
+    from_metadata,
+)
 
 _METADATA = "metadata/.ATTRIBUTES/py_state"
 # What TensorFlow raises for a checkpoint that is damaged, or has other shapes.
@@ -23,7 +29,7 @@ class SavedModel(NamedTuple):
 
     model: tf_keras.Model
     config: Config
-    metadata: dict[str, Any]  # class_names, mean, std, …
+    trained: Trained
     origin: str  # which of a checkpoint's weights, and the checkpoint's path
 
 
@@ -43,25 +49,15 @@ def read_checkpoint(
     """
     checkpoint = _checkpoint_at(path, expected)
     policy = tf_keras.mixed_precision.global_policy()
-    try:
-        reader = tf.train.load_checkpoint(checkpoint)
-        metadata = json.loads(reader.get_tensor(_METADATA))
-        names = reader.get_variable_to_shape_map()
-        channels, values = metadata["channels"], metadata["config"]
-    except (*_DAMAGED, KeyError, TypeError) as error:
-        raise UserError(f"{checkpoint}: is not a checkpoint of a run ({_reason(error)})") from None
-    try:
-        config = config_lib.from_dict(values)
-    except UserError as error:
-        raise UserError(f"{checkpoint}: its config cannot be used: {error}") from None
-    config = config_lib.with_num_classes(config, metadata["class_names"])
+    trained, names = _metadata_of(checkpoint)
+    config = trained.config
     has_average = any(name.startswith("state/ema_model/") for name in names)
     if average and not has_average:
         raise UserError(f"{checkpoint}: has no moving average of the weights: ema_decay was none")
     average = has_average if average is None else average
     plain = dataclasses.replace(config.model, weights=None, freeze=None)
     try:
-        model = build_model(dataclasses.replace(config, model=plain), channels)
+        model = build_model(dataclasses.replace(config, model=plain), trained.channels)
         name = "ema_model" if average else "model"
         root = tf.train.Checkpoint(state=tf.train.Checkpoint(**{name: model}))
         root.restore(checkpoint).expect_partial().assert_existing_objects_matched()
@@ -72,7 +68,39 @@ def read_checkpoint(
     finally:
         tf_keras.mixed_precision.set_global_policy(policy)  # for models built later
     origin = f"{'the moving average' if average else 'the weights'} of {checkpoint}"
-    return SavedModel(model, config, metadata, origin)
+    return SavedModel(model, config, trained, origin)
+
+
+def read_trained(path: Path) -> Trained | None:
+    """Reads what weights were trained with: the run's config, classes and channels.
+
+    Args:
+        path: a run's folder, a folder of checkpoints, a checkpoint, or a file of tensors.
+
+    Returns:
+        None for another library's file.
+
+    Raises:
+        UserError: if there is no checkpoint of a run, or it cannot be read.
+    """
+    found = find_trained(path)
+    if found is None and path.suffix.lower() not in tensor_file.SUFFIXES:
+        found, _ = _metadata_of(_checkpoint_at(path, "a run's folder or a checkpoint"))
+    return found
+
+
+def _metadata_of(checkpoint: str) -> tuple[Trained, list[str]]:
+    """Returns what a checkpoint was trained with, and the names of what it holds."""
+    try:
+        reader = tf.train.load_checkpoint(checkpoint)
+        text = reader.get_tensor(_METADATA)
+        trained = from_metadata(checkpoint, json.loads(text))
+        names = list(reader.get_variable_to_shape_map())
+    except _DAMAGED as error:
+        raise UserError(f"{checkpoint}: is not a checkpoint of a run ({_reason(error)})") from None
+    if trained is None:
+        raise UserError(f"{checkpoint}: is not a checkpoint of a run (it holds no config)")
+    return trained, names
 
 
 def _reason(error: Exception) -> str:
@@ -80,20 +108,14 @@ def _reason(error: Exception) -> str:
 
 
 def _checkpoint_at(path: Path, expected: str) -> str:
-    try:
-        path = path.with_suffix("") if path.suffix == ".index" else path
-        if Path(f"{path}.index").exists():
-            return str(path)
-        for folder in (path / "checkpoints" / "best", path / "checkpoints", path):
-            try:
-                found = tf.train.latest_checkpoint(str(folder))
-            except ValueError:  # a damaged pointer
-                continue
-            if found:
-                return found
-        there = "it does not exist"
-        if path.exists():
-            there = "it holds no checkpoint" if path.is_dir() else "it is another kind of file"
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    raise UserError(f"{path}: must be {expected}, but {there}")
+    places = checkpoint_places(path, expected)
+    for place in places:
+        if not place.is_dir():
+            return str(place)
+        try:
+            found = tf.train.latest_checkpoint(str(place))
+        except ValueError:  # a damaged pointer
+            continue
+        if found:
+            return found
+    raise UserError(f"{path}: must be {expected}, but it holds no checkpoint")

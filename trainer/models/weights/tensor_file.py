@@ -4,8 +4,10 @@ A `.pth` is read by PyTorch itself, if it is installed, with `weights_only=True`
 any code.
 """
 
+import contextlib
+import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ SUFFIXES = (".safetensors", *PICKLES)
 # PyTorch's wrappers for parallel, averaged and compiled models.
 _NESTED = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.")
+COUNTER = "num_batches_tracked"  # of PyTorch's batch norm, which nothing here needs
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -32,19 +35,62 @@ def read(path: Path) -> dict[str, np.ndarray]:
     Raises:
         UserError: if the file cannot be read, or holds no tensors.
     """
+    check_readable(path)
+    is_pickle = path.suffix.lower() in PICKLES
+    tensors = _read_pickle(path) if is_pickle else _read_safetensors(path)
+    found = _plain_names(tensors)
+    if not found:
+        raise UserError(f"{path}: holds no tensors; is it a model's weights?")
+    return {plain: tensors[name] for name, plain in found.items()}
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Reads the shapes of the tensors that `read` returns, from a safetensors file.
+
+    Raises:
+        UserError: if the file cannot be read.
+    """
+    check_readable(path)
+    with _opened(path) as file:
+        return {
+            plain: tuple(file.get_slice(name).get_shape())
+            for name, plain in _plain_names(file.keys()).items()
+        }
+
+
+def check_readable(path: Path) -> None:
+    """Raises UserError if a file cannot be opened."""
     try:
         with path.open("rb"):
             pass
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    is_pickle = path.suffix.lower() in PICKLES
-    tensors = _read_pickle(path) if is_pickle else _read_safetensors(path)
-    tensors.pop("n_averaged", None)  # the counter of an averaged model
-    if not tensors:
-        raise UserError(f"{path}: holds no tensors; is it a model's weights?")
-    while prefix := next((p for p in _PREFIXES if all(n.startswith(p) for n in tensors)), ""):
-        tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
-    return tensors
+
+
+def hash_of_model(shapes: Mapping[str, Sequence[int]]) -> str:
+    """Returns 16 hex digits that depend on a model's architecture, but not on its numbers of
+    classes and image channels: on the names of its tensors, and on the widths of its batch norms.
+
+    The counters of PyTorch's batch norm are left out: files of other libraries lack them.
+    """
+    lines = [
+        f"{name} {list(shape)}" if name.endswith("running_mean") else name
+        for name, shape in sorted(shapes.items())
+        if not name.endswith(COUNTER)
+    ]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def _plain_names(names: Iterable[str]) -> dict[str, str]:
+    """Returns each name without the prefixes of PyTorch's wrappers, by the full one."""
+    plain = {name: name for name in names if name != "n_averaged"}  # an averaged model's counter
+    while plain and (prefix := _shared_prefix(plain.values())):
+        plain = {name: value.removeprefix(prefix) for name, value in plain.items()}
+    return plain
+
+
+def _shared_prefix(names: Iterable[str]) -> str | None:
+    return next((p for p in _PREFIXES if all(name.startswith(p) for name in names)), None)
 
 
 def metadata(path: Path) -> dict[str, str]:
@@ -61,9 +107,16 @@ def metadata(path: Path) -> dict[str, str]:
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[safe_open]:
+    """Opens a safetensors file; errors inside the block are those of a damaged one."""
     try:
         with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+            yield file
     except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: is not a safetensors file, or damaged ({reason})") from None
