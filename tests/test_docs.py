@@ -217,12 +217,10 @@ def test_every_field_exists():
 
 
 def test_every_sample_is_shown_and_made_by_make_samples():
-    shown = [
-        name for text in _TEXTS.values() for name in re.findall(r"<!-- sample: (.+) -->", text)
-    ]
+    pages = _TEXTS.values()
+    shown = [name for text in pages for name in re.findall(r"<!-- sample: (.+) -->", text)]
     assert set(shown) == set(SAMPLES)
-    blocks = [name for text in texts for _, name, _, _ in BLOCK.findall(text)]
-    assert blocks == shown
+    assert [name for text in pages for _, name, _, _ in BLOCK.findall(text)] == shown
 
 
 @pytest.mark.parametrize("name", [name for name, sample in SAMPLES.items() if sample.is_exact])
