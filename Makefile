@@ -45,6 +45,10 @@ format: .venv/installed-dev
 docs: .venv-docs/installed
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 
+# Runs the commands whose output the documentation shows, and writes it and the picture there.
+samples: .venv/installed .venv-preflight/installed
+	$(BIN)/python docs/samples.py
+
 docs-serve: .venv-docs/installed
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs serve
 

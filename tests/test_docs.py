@@ -17,12 +17,13 @@ import pytest
 import tensorflow as tf
 from absl import flags
 
+from docs.samples import BLOCK, SAMPLES, excerpt, output
 from launch import cli
 from tests.conftest import strategy_of
 from tests.step_runs import Run
 from tests.test_imports import VERBS
 from trainer import config as config_lib
-from trainer import inspect
+from trainer import inspect, runs
 from trainer.data.source import open_source
 from trainer.devices.choice import STRATEGIES
 from trainer.errors import UserError
@@ -105,7 +106,8 @@ def _parse(call: list[str]) -> None:
     name, *arguments = call
     verb = importlib.import_module(name + ".__main__" * (name == "trainer.preflight"))
     values = copy.deepcopy(verb.FLAGS)
-    assert values([name, *inspect._joined(arguments)]) == [name]
+    words = [name, *inspect._joined(arguments)]
+    assert values(runs._named(words) if name == "trainer.runs" else words) == [name]
     if "config" in values:
         config_lib.override(config_lib.load(values["config"].value), values["set"].value)
     if name == "trainer.main":
@@ -214,11 +216,22 @@ def test_every_field_exists():
             assert path in known or path in sections, (page, path)
 
 
-def test_the_example_error_is_the_real_one():
-    with pytest.raises(UserError) as caught:
-        config_lib.override(config_lib.Config(), ["optimizer.learning_rte=0.05"])
-    for page in ("README.md", "docs/training.md"):
-        assert f"error: {caught.value}\n" in _TEXTS[page]
+def test_every_sample_is_shown_and_made_by_make_samples():
+    pages = _TEXTS.values()
+    shown = [name for text in pages for name in re.findall(r"<!-- sample: (.+) -->", text)]
+    assert set(shown) == set(SAMPLES)
+    assert [name for text in pages for _, name, _, _ in BLOCK.findall(text)] == shown
+
+
+@pytest.mark.parametrize("name", [name for name, sample in SAMPLES.items() if sample.is_exact])
+def test_a_sample_is_what_the_command_prints(name, tmp_path):
+    """Only those that are the same on every machine; the others have seconds in them."""
+    expected = excerpt(output(SAMPLES[name].command, tmp_path), SAMPLES[name].shown)
+    blocks = [
+        block for text in _TEXTS.values() for _, of, block, _ in BLOCK.findall(text) if of == name
+    ]
+    assert blocks
+    assert set(blocks) == {expected}
 
 
 def test_the_number_of_models_is_right():

@@ -16,10 +16,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.conftest import strategy_of, with_data, with_model, with_optimizer
 from tests.run.test_progress import Clock
 from tests.step_runs import StopAfter
+from trainer import config as config_lib
 from trainer.config import AugmentConfig, Config
 from trainer.data import pipeline
 from trainer.errors import DivergedError, PreemptedError, UserError
 from trainer.failures import training_memory_advice
+from trainer.models.weights.saved import read_checkpoint
 from trainer.run import data as run_data
 from trainer.run import evaluation, train
 from trainer.run.folder import RunFolder
@@ -159,6 +161,19 @@ def test_mixing_needs_pairs(digits_config, data_dir, tmp_path):
         match=r"an even number of images for each .* nearest is --set data.global_batch_size=8",
     ):
         _train(config, tmp_path, data_dir, num_replicas=2)
+
+
+def test_without_evaluation_the_best_checkpoint_is_the_last(
+    linear_config, data_dir, tmp_path, capsys
+):
+    config = config_lib.override(linear_config, ["data.eval_split=none"])
+    summary = _train(config, tmp_path, data_dir)
+    assert "no evaluation: data.eval_split is none" in capsys.readouterr().out
+    assert summary.text(tmp_path).startswith("not evaluated; trained ")
+    assert read_records(tmp_path / "metrics.jsonl", "eval") == []
+    saved = read_checkpoint(tmp_path)
+    assert saved.origin == f"the weights of {tmp_path / 'checkpoints' / 'ckpt-45'}"
+    assert json.loads((tmp_path / "config.json").read_text())["data"]["eval"] is None
 
 
 def test_other_data_are_refused(digits_config, data_dir, tmp_path, monkeypatch):
