@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -99,8 +100,11 @@ def test_our_lines_come_out_at_once(start):
     assert process.communicate()[1] == "ours, after\n"
 
 
-def test_no_child_is_left_behind(outcome):
-    code, stderr = outcome(verb(after="os.waitpid(-1, 0)"))
+@pytest.mark.parametrize("error", ["UserError", "ValueError"])
+def test_a_failed_start_leaves_no_child_behind(outcome, error):
+    text = verb(inside=f"raise {error}")
+    text = f"try:\n{textwrap.indent(text, '    ')}\nexcept {error}: os.waitpid(-1, 0)"
+    code, stderr = outcome(text)
     assert code == 1
     assert "ChildProcessError" in stderr
 
