@@ -27,7 +27,7 @@ VERBS = {"main", "inspect", "prepare", "export", "preflight"}
 WITHOUT_TENSORFLOW = (
     *("errors", "files", "registry", "units", "config", "user_module", "cli"),
     *("models.weights.tensor_file", "devices.choice", "devices.cluster", "devices.tpu"),
-    *("run.folder", "run.stopwatch"),
+    *("data.decoder_log", "run.folder", "run.stopwatch"),
 )
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from trainer.config import Config, with_num_classes
+from trainer.data import decoder_log
 from trainer.data.bad_examples import BadExamples
 from trainer.data.pipeline import first_bad_in_evaluation, first_bad_in_training, train_input
 from trainer.data.source import open_source
@@ -178,6 +179,8 @@ def train_and_evaluate(
                 ):
                     values = evaluate()
                 log.evaluation(step, values)
+                if note := decoder_log.first_note(config.data, data_dir):
+                    log.say(note)
                 accuracy = max(v for name, v in values.items() if name.endswith("top1_accuracy"))
                 if accuracy > state.best_accuracy.numpy():
                     state.best_accuracy.assign(accuracy)
