@@ -40,6 +40,7 @@ _ERRORS = (
     rb"Huffman (?:code size table overflow|table 0x\w+ was not defined)",
     rb"IDCT output block size \d+ not supported",
     rb"Image too wide for this implementation",
+    rb"Improper call to JPEG library in state ",
     rb"Input file read error",
     rb"Invalid (?:JPEG file structure: |component ID \d+ in SOS|crop request)",
     rb"Invalid progressive parameters Ss=",
