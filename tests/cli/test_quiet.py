@@ -1,10 +1,13 @@
-"""trainer.cli.quiet: TensorFlow's output at its start is held back, and not lost; later, lines of image
-decoders are left out.
+"""trainer.cli.quiet: TensorFlow's output at its start is held back, and not lost. Later, lines of
+image decoders are left out.
 
 Most tests use a stand-in for TensorFlow, which writes to file descriptor 2 as its C++ does.
 """
 
+import contextlib
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.photo_files import write_photos
+from tests.photo_files import bad_jpegs, odd_jpegs, write_photos
 
 ROOT = Path(__file__).parents[2]
 IMPORT, DEVICES = "E0000 noise of the import\n", "E0000 noise of the devices\n"
@@ -312,7 +315,7 @@ def test_the_watcher_keeps_no_lock(outcome, tmp_path):
 def test_a_reader_that_leaves_does_not_stop_the_rest(start):
     after = f"sys.stdin.read(); os.write(2, {OTHER.encode()!r} * 9000 + {KNOWN.encode()!r})\n"
     process = start("-c", verb(after=after + waits_for(2)), stdin=subprocess.PIPE)
-    process.stderr.readline(), process.stderr.readline()
+    assert [process.stderr.readline() for _ in range(2)] == ["ours, inside\n", "ours, after\n"]
     process.stderr.close()
     process.stdin.close()
     assert process.wait() == 0
@@ -404,19 +407,41 @@ def test_tensorflow_itself_starts_quietly(tmp_path):
 
 
 @pytest.mark.slow
-def test_own_photos_train_without_a_line_of_tensorflow(photos, tmp_path):
+@pytest.mark.parametrize("terminal", [False, True], ids=["pipe", "terminal"])
+def test_odd_and_bad_photos_train_without_a_line_of_tensorflow(photos, tmp_path, terminal):
     """With all that the recipe does to images, on a smaller net and smaller images."""
     data = write_photos(tmp_path / "photos", photos, train=16, val=4)
-    command = [sys.executable, "-m", "trainer.main", "--config=configs/photos_resnet18.py"]
+    jpeg = data / "train" / "china" / "000.jpg"
+    encoded = jpeg.read_bytes()
+    for name, (odd, _) in odd_jpegs(encoded).items():
+        (jpeg.parent / f"{name}.jpg").write_bytes(odd)
+    jpeg.write_bytes(bad_jpegs(encoded)["cut"])
     settings = ("model.name=resnet20", "data.image_size=32", "num_epochs=3")
+    settings += ("data.on_bad_example=skip",)
     flags = [f"--data_dir={data}", f"--workdir={tmp_path / 'run'}"]
-    done = subprocess.run(
-        [*command, *flags, *(f"--set={setting}" for setting in settings)],
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "best accuracy" in done.stdout
+    flags += [f"--set={setting}" for setting in settings]
+    ours, theirs = pty.openpty() if terminal else os.pipe()
+    with (tmp_path / "stdout").open("w+") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "trainer.main", "--config=configs/photos_resnet18.py", *flags],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=theirs,
+        )
+        os.close(theirs)
+        stderr = b""
+        with contextlib.suppress(OSError):  # a terminal's end
+            while part := os.read(ours, 2**16):
+                stderr += part
+        os.close(ours)
+        assert process.wait() == 0, stderr
+        stdout = Path(file.name).read_text()
+    pieces = [piece for piece in re.split(r"[\r\n]+", stderr.decode()) if piece.strip()]
+    assert [piece for piece in pieces if "step" not in piece] == []
+    assert bool(pieces) is terminal  # the bar
+    lines = stdout.splitlines()
+    assert len([line for line in lines if line.startswith("the image decoders have warned ")]) == 1
+    assert len([line for line in lines if line.startswith("bad example skipped ")]) == 1
+    assert "best accuracy" in stdout
+    assert "E0000" not in stdout

@@ -138,7 +138,7 @@ def first_note(data: DataConfig, data_dir: str) -> str | None:
 class WarningFinder:
     """Finds the decoders' warnings about each image, while several threads decode.
 
-    A context manager, inside of which file descriptor 2 is a file. If it does not grow while an
+    A context manager, inside of which file descriptor 2 is `spare_file`. If it does not grow while an
     image is decoded, there is no warning. If it does, the text may be about an image of another
     thread: then the image is decoded again, while no other image is.
     """
@@ -149,30 +149,31 @@ class WarningFinder:
         self._one = threading.Lock()
 
     def __enter__(self) -> Self:
-        self._stderr = os.dup(2)
-        self._file = os.memfd_create("decoding") if spare_file is None else spare_file
-        append_always(self._file)
-        os.dup2(self._file, 2)
+        self._file = spare_file
+        if self._file is not None:
+            self._stderr = os.dup(2)
+            os.dup2(self._file, 2)
         return self
 
     def __exit__(self, *error) -> None:
-        os.dup2(self._stderr, 2)
-        self._take()
-        os.close(self._stderr)
-        if self._file != spare_file:
-            os.close(self._file)
+        if self._file is not None:
+            os.dup2(self._stderr, 2)
+            self._take(self._file)
+            os.close(self._stderr)
 
     def decode(self, decode: Callable[[], _Image]) -> tuple[_Image, list[str]]:
         """Returns what `decode` returns, and the warnings. Called in at most `threads` threads."""
+        if self._file is None:
+            return decode(), []
         with self._turns:
             size = os.fstat(self._file).st_size
             image = decode()
             if os.fstat(self._file).st_size == size:
                 return image, []
         with self._all_turns():
-            self._take()
+            self._take(self._file)
             image = decode()
-            return image, self._take()
+            return image, self._take(self._file)
 
     @contextlib.contextmanager
     def _all_turns(self) -> Iterator[None]:
@@ -184,13 +185,11 @@ class WarningFinder:
             finally:
                 self._turns.release(self._threads)
 
-    def _take(self) -> list[str]:
+    def _take(self, file: int) -> list[str]:
         """Empties the file, passes on what is not of a decoder, and returns the warnings."""
-        text = os.pread(self._file, os.fstat(self._file).st_size, 0)
-        os.ftruncate(self._file, 0)
+        text = os.pread(file, os.fstat(file).st_size, 0)
+        os.ftruncate(file, 0)
         other, warnings = split(text)
-        if spare_file is None:  # nothing is left out in this process
-            other = text
         if other := _MINOR.sub(b"", other):
             with contextlib.suppress(OSError):  # nobody reads it
                 os.write(self._stderr, other)

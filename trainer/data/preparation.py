@@ -8,6 +8,7 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -261,7 +262,9 @@ def _write_records(shard: PlannedShard, bar: tqdm, finder: WarningFinder) -> dic
         for path, label in shard.files:
             try:
                 encoded = Path(path).read_bytes()
-                (height, width), warnings = _decode(encoded, finder)
+                decode = functools.partial(decode_whole, tf.constant(encoded))
+                image, warnings = finder.decode(decode)
+                height, width, _ = image.shape
             except OSError as error:
                 bad.append(f"{path}\t{error.strerror}")
             except tf.errors.OpError as error:
@@ -275,12 +278,6 @@ def _write_records(shard: PlannedShard, bar: tqdm, finder: WarningFinder) -> dic
                     writer.write(_example(encoded, label, name, relative, height, width))
             bar.update()
     return {"examples": classes.total(), "classes": dict(classes), "bad": bad, "warned": warned}
-
-
-def _decode(encoded: bytes, finder: WarningFinder) -> tuple[tuple[int, int], list[str]]:
-    """Returns an image's height and width, and what its decoder warned of."""
-    image = tf.constant(encoded)
-    return finder.decode(lambda: tuple(decode_whole(image).shape[:2]))
 
 
 def _example(
