@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import termios
 import textwrap
 from pathlib import Path
 
@@ -421,6 +422,8 @@ def test_odd_and_bad_photos_train_without_a_line_of_tensorflow(photos, tmp_path,
     flags = [f"--data_dir={data}", f"--workdir={tmp_path / 'run'}"]
     flags += [f"--set={setting}" for setting in settings]
     ours, theirs = pty.openpty() if terminal else os.pipe()
+    if terminal:
+        termios.tcsetwinsize(theirs, (24, 100))
     with (tmp_path / "stdout").open("w+") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "trainer.main", "--config=configs/photos_resnet18.py", *flags],

@@ -138,9 +138,9 @@ def first_note(data: DataConfig, data_dir: str) -> str | None:
 class WarningFinder:
     """Finds the decoders' warnings about each image, while several threads decode.
 
-    A context manager, inside of which file descriptor 2 is `spare_file`. If it does not grow while an
-    image is decoded, there is no warning. If it does, the text may be about an image of another
-    thread: then the image is decoded again, while no other image is.
+    A context manager, inside of which file descriptor 2 is `spare_file`; without one, nothing is
+    found. If the file does not grow while an image is decoded, there is no warning. If it does, the
+    text may be about an image of another thread: then the image is decoded again, alone.
     """
 
     def __init__(self, threads: int):
