@@ -173,10 +173,11 @@ def _writes_to_2(stream: TextIO) -> bool:
 
 def _close_all_but(*kept: int) -> None:
     """Closes the other descriptors: a copy would keep a lock or a pipe's end alive."""
-    for descriptor in [int(path.name) for path in Path("/proc/self/fd").iterdir()]:
-        if descriptor not in kept:
-            with contextlib.suppress(OSError):  # that of the listing itself
-                os.close(descriptor)
+    with contextlib.suppress(OSError):  # no /proc
+        for descriptor in [int(path.name) for path in Path("/proc/self/fd").iterdir()]:
+            if descriptor not in kept:
+                with contextlib.suppress(OSError):  # that of the listing itself
+                    os.close(descriptor)
 
 
 class _Watcher:
