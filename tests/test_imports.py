@@ -28,7 +28,7 @@ WITHOUT_TENSORFLOW = (
     *("errors", "files", "registry", "units", "config", "user_module", "cli"),
     *("models.weights.early", "models.weights.heads", "models.weights.identity"),
     *("models.weights.known_models", "models.weights.tensor_file", "models.weights.trained"),
-    *("data.splits", "devices.choice", "devices.cluster", "devices.tpu"),
+    *("data.decoder_log", "data.splits", "devices.choice", "devices.cluster", "devices.tpu"),
     *("run.environment", "run.folder", "run.history", "run.identity", "run.provenance"),
     "run.stopwatch",
 )

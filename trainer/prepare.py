@@ -62,7 +62,7 @@ def prepare() -> int:
         raise UserError("--out: must name a folder for the TFRecord files; or --to=nothing")
     if len(_SPLITS.value) != 2:
         raise UserError(f"--splits={','.join(_SPLITS.value)}: must be two, such as train,val")
-    with quiet_start():
+    with quiet_start(level=1):  # libpng's warnings are listed
         from trainer.data import preparation
 
     preparation.prepare(

@@ -1,17 +1,23 @@
-"""trainer.cli.quiet: TensorFlow's output at its start is held back, and not lost.
+"""trainer.cli.quiet: TensorFlow's output at its start is held back, and not lost. Later, lines of
+image decoders are left out.
 
 Most tests use a stand-in for TensorFlow, which writes to file descriptor 2 as its C++ does.
 """
 
+import contextlib
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
+import termios
+import textwrap
 from pathlib import Path
 
 import pytest
 
-from tests.photo_files import write_photos
+from tests.photo_files import bad_jpegs, odd_jpegs, write_photos
 
 ROOT = Path(__file__).parents[2]
 IMPORT, DEVICES = "E0000 noise of the import\n", "E0000 noise of the devices\n"
@@ -99,8 +105,11 @@ def test_our_lines_come_out_at_once(start):
     assert process.communicate()[1] == "ours, after\n"
 
 
-def test_no_child_is_left_behind(outcome):
-    code, stderr = outcome(verb(after="os.waitpid(-1, 0)"))
+@pytest.mark.parametrize("error", ["UserError", "ValueError"])
+def test_a_failed_start_leaves_no_child_behind(outcome, error):
+    text = verb(inside=f"raise {error}")
+    text = f"try:\n{textwrap.indent(text, '    ')}\nexcept {error}: os.waitpid(-1, 0)"
+    code, stderr = outcome(text)
     assert code == 1
     assert "ChildProcessError" in stderr
 
@@ -165,6 +174,152 @@ def test_a_start_that_hangs_shows_the_held_output(start):
     assert {process.stderr.readline(), process.stderr.readline()} == {"ours, inside\n", IMPORT}
     process.communicate()
     assert process.returncode == 0
+
+
+# After the start: lines that are left out, and a line that is not.
+KNOWN = """Corrupt JPEG data: 95 extraneous bytes before marker 0xd9
+E0000 00:00:1795832025.592251 17740 jpeg_mem.cc:331] Premature end of JPEG data. Stopped at line 3/9
+Warning: unknown JFIF revision number 0.00
+"""
+OTHER = "E0000 00:00:1795832025.592251   17740 cuda_dnn.cc:52] no handle\n"
+
+
+def waits_for(count: int) -> str:
+    """The watcher may be late: code that waits until it has counted the warnings."""
+    tally = "__import__('trainer.data.decoder_log').data.decoder_log.tally"
+    return f"while {tally}.count < {count}: pass"
+
+
+def test_known_lines_are_left_out_and_counted(outcome):
+    after = f"os.write(2, {(KNOWN + OTHER + KNOWN).encode()!r})\n{waits_for(4)}\n"
+    after += (
+        "print(quiet.decoder_log.tally.count, quiet.decoder_log.tally.example, file=sys.stderr)"
+    )
+    code, stderr = outcome(verb(after=after))
+    example = KNOWN.splitlines()[0]
+    # Our lines and those that are passed on take different ways.
+    assert (code, sorted(stderr.splitlines(keepends=True))) == (
+        0,
+        sorted(["ours, inside\n", "ours, after\n", OTHER, f"4 {example}\n"]),
+    )
+
+
+def test_verbosity_leaves_nothing_out(outcome):
+    code, stderr = outcome(verb(after=f"os.write(2, {KNOWN.encode()!r})"), "--verbosity=0")
+    assert code == 0
+    assert stderr.endswith(f"ours, after\n{KNOWN}")
+
+
+GONE = """\
+E0000 00:00:1.0 25188 base_collective_executor.cc:252] BaseCollectiveExecutor::StartAbort \
+UNAVAILABLE: Error reported from /job:worker/task:1: The following tasks are unhealthy (stopped \
+sending heartbeats):
+/job:worker/replica:0/task:1
+The tasks have crashed. Check the task logs for an earlier error, or scheduler events.
+"""
+LEADER_GONE = """\
+E0000 00:00:1.0 25188 base_collective_executor.cc:252] BaseCollectiveExecutor::StartAbort \
+UNAVAILABLE: Failed to send RPC to coordination service. Either the leader task was preempted.
+Additional GRPC error information from remote target /job:worker while calling Heartbeat:
+:UNKNOWN:Error received from peer  {grpc_message:"failed to connect", grpc_status:14}
+"""
+
+
+@pytest.mark.parametrize("text", [GONE, LEADER_GONE])
+def test_workers_that_end_first_are_not_mentioned(outcome, text):
+    """As seen if one worker of two was 40 s later at its end."""
+    code, stderr = outcome(verb(after=f"os.write(2, {(text + OTHER).encode()!r})"))
+    assert (code, stderr) == (0, f"ours, inside\nours, after\n{OTHER}")
+
+
+def test_a_line_without_an_end_comes_out_at_once(start):
+    text = verb(after="os.write(2, b'Corrupt? '); sys.stdin.read()")
+    process = start("-c", text, stdin=subprocess.PIPE)
+    expected = "ours, inside\nours, after\nCorrupt? "
+    assert process.stderr.read(len(expected)) == expected  # while it waits
+    process.communicate()
+    assert process.returncode == 0
+
+
+def test_a_flood_is_counted(outcome):
+    lines = 100_000
+    after = f"text = ({KNOWN.splitlines(keepends=True)[0]!r} * {lines // 100}).encode()\n"
+    after += (
+        "for _ in range(100):\n    rest = text\n    while rest: rest = rest[os.write(2, rest):]\n"
+    )
+    assert outcome(verb(after=after + waits_for(lines))) == (0, "ours, inside\nours, after\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGABRT, signal.SIGSEGV], ids=lambda n: n.name)
+def test_a_fatal_signal_later_shows_all_before_the_end(start, tmp_path, number):
+    before = "import faulthandler; faulthandler.enable()"
+    text = f"{KNOWN}Check failed: x\n"
+    after = f"os.write(2, {text.encode()!r}); os.kill(os.getpid(), {number:d})"
+    with (tmp_path / "stderr").open("w+") as file:
+        process = start("-c", verb(before=before, after=after), stderr=file)
+        assert process.wait() == -number
+        stderr = Path(file.name).read_text()
+    assert stderr.startswith("ours, inside\nours, after\nCheck failed: x\nFatal Python error: ")
+
+
+def test_what_decoding_wrote_is_shown_if_the_process_dies(outcome):
+    after = f"""
+with quiet.decoder_log.WarningFinder(1):
+    os.write(2, {(KNOWN + OTHER).encode()!r})
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    expected = f"ours, inside\nours, after\n{OTHER}"
+    assert outcome(verb(after=after)) == (-signal.SIGKILL, expected)
+
+
+def test_without_its_watcher_the_process_continues(outcome):
+    before = "pids = []; fork = os.fork\nos.fork = lambda: pids.append(fork()) or pids[-1]"
+    after = "os.kill(pids[0], signal.SIGKILL); os.waitpid(pids[0], 0)\n"
+    after += "tensorflow.write('lost\\n' * 100_000); print('ours, last', file=sys.stderr)"
+    expected = "ours, inside\nours, after\nours, last\n"
+    assert outcome(verb(before=before, after=after)) == (0, expected)
+
+
+def test_a_signal_to_all_processes_is_this_ones_to_handle(start):
+    after = f"""
+signal.signal(signal.SIGTERM, lambda *_: os.write(2, {(KNOWN + OTHER).encode()!r}) and sys.exit(42))
+os.write(1, b'ready\\n'); signal.pause()
+"""
+    pipes = {"stdout": subprocess.PIPE}
+    process = start("-c", verb(after=after), start_new_session=True, **pipes)
+    assert process.stdout.readline() == "ready\n"
+    os.killpg(process.pid, signal.SIGTERM)  # as Slurm does
+    assert process.communicate()[1] == f"ours, inside\nours, after\n{OTHER}"
+    assert process.returncode == 42
+
+
+def test_a_process_of_this_one_may_outlive_it(outcome):
+    child = f"import os, sys; sys.stdin.read(); os.write(2, {(KNOWN + OTHER).encode()!r})"
+    after = "import subprocess\n"
+    after += (
+        f"subprocess.Popen([sys.executable, '-c', {child!r}], stdin=subprocess.PIPE)\nos._exit(0)"
+    )
+    assert outcome(verb(after=after)) == (0, f"ours, inside\nours, after\n{OTHER}")
+
+
+def test_the_watcher_keeps_no_lock(outcome, tmp_path):
+    lock = (
+        f"fcntl.flock(file := open({str(tmp_path / 'lock')!r}, 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    )
+    text = verb(
+        before=f"import fcntl; {lock}",
+        after=f"os.write(2, {KNOWN.encode()!r})\n{waits_for(1)}\nfile.close(); {lock}",
+    )
+    assert outcome(text) == (0, "ours, inside\nours, after\n")
+
+
+def test_a_reader_that_leaves_does_not_stop_the_rest(start):
+    after = f"sys.stdin.read(); os.write(2, {OTHER.encode()!r} * 9000 + {KNOWN.encode()!r})\n"
+    process = start("-c", verb(after=after + waits_for(2)), stdin=subprocess.PIPE)
+    assert [process.stderr.readline() for _ in range(2)] == ["ours, inside\n", "ours, after\n"]
+    process.stderr.close()
+    process.stdin.close()
+    assert process.wait() == 0
 
 
 def test_a_users_mistake_shows_only_its_message(outcome):
@@ -253,19 +408,43 @@ def test_tensorflow_itself_starts_quietly(tmp_path):
 
 
 @pytest.mark.slow
-def test_own_photos_train_without_a_line_of_tensorflow(photos, tmp_path):
+@pytest.mark.parametrize("terminal", [False, True], ids=["pipe", "terminal"])
+def test_odd_and_bad_photos_train_without_a_line_of_tensorflow(photos, tmp_path, terminal):
     """With all that the recipe does to images, on a smaller net and smaller images."""
     data = write_photos(tmp_path / "photos", photos, train=16, val=4)
-    command = [sys.executable, "-m", "trainer.main", "--config=configs/photos_resnet18.py"]
+    jpeg = data / "train" / "china" / "000.jpg"
+    encoded = jpeg.read_bytes()
+    for name, (odd, _) in odd_jpegs(encoded).items():
+        (jpeg.parent / f"{name}.jpg").write_bytes(odd)
+    jpeg.write_bytes(bad_jpegs(encoded)["cut"])
     settings = ("model.name=resnet20", "data.image_size=32", "num_epochs=3")
+    settings += ("data.on_bad_example=skip",)
     flags = [f"--data_dir={data}", f"--workdir={tmp_path / 'run'}"]
-    done = subprocess.run(
-        [*command, *flags, *(f"--set={setting}" for setting in settings)],
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "best accuracy" in done.stdout
+    flags += [f"--set={setting}" for setting in settings]
+    ours, theirs = pty.openpty() if terminal else os.pipe()
+    if terminal:
+        termios.tcsetwinsize(theirs, (24, 100))
+    with (tmp_path / "stdout").open("w+") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "trainer.main", "--config=configs/photos_resnet18.py", *flags],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=theirs,
+        )
+        os.close(theirs)
+        stderr = b""
+        with contextlib.suppress(OSError):  # a terminal's end
+            while part := os.read(ours, 2**16):
+                stderr += part
+        os.close(ours)
+        assert process.wait() == 0, stderr
+        stdout = Path(file.name).read_text()
+    pieces = [piece for piece in re.split(r"[\r\n]+", stderr.decode()) if piece.strip()]
+    assert [piece for piece in pieces if "step" not in piece] == []
+    assert bool(pieces) is terminal  # the bar
+    lines = stdout.splitlines()
+    assert len([line for line in lines if line.startswith("the image decoders have warned ")]) == 1
+    assert len([line for line in lines if line.startswith("bad example skipped ")]) == 1
+    assert "best accuracy" in stdout
+    assert "E0000" not in stdout

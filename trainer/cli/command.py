@@ -90,13 +90,18 @@ def _prepare_output() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
             if stream is getattr(sys, f"__{name}__"):  # not replaced, for example by pytest
-                output = io.TextIOWrapper(
-                    io.BufferedWriter(_Output(stream.fileno(), "w", closefd=False)),
-                    encoding=stream.encoding,
-                    errors=stream.errors,
-                    line_buffering=stream.line_buffering or stream.write_through,
-                )
-                setattr(sys, name, output)
+                setattr(sys, name, reopened(stream, stream.fileno()))
+
+
+def reopened(stream: io.TextIOWrapper, descriptor: int) -> io.TextIOWrapper:
+    """Returns a stream like this one that writes to `descriptor`, never closes it, and outlives
+    its reader."""
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Output(descriptor, "w", closefd=False)),
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=stream.line_buffering or stream.write_through,
+    )
 
 
 def _import_from_here() -> None:

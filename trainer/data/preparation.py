@@ -8,6 +8,7 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -22,6 +23,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from trainer.config import Config, DataConfig
+from trainer.data.decoder_log import WarningFinder
 from trainer.data.images import decode_whole
 from trainer.data.splits.folder import ImageFile, Listing, list_images
 from trainer.data.splits.record_index import INDEX, index_shards
@@ -31,7 +33,8 @@ from trainer.failures import reason_of
 from trainer.files import locked, replacing, write_atomically
 
 _BAD = "bad_examples.txt"
-_SHOWN = 20  # bad images named on the terminal
+_WARNED = "decoder_warnings.txt"
+_SHOWN = 20  # images of each list named on the terminal
 _SECONDS_BETWEEN_LINES = 30.0
 
 
@@ -78,7 +81,7 @@ def prepare(request: Request) -> None:
     with _only_writer(out):
         if out:
             _refuse_other_shards(out, shards)
-            for name in (MANIFEST, _BAD):  # outdated from here on
+            for name in (MANIFEST, _BAD, _WARNED):  # outdated from here on
                 (out / name).unlink(missing_ok=True)
         receipts = _make_all(shards, request.threads)
         _finish(request, listings, problems, shards, receipts)
@@ -95,6 +98,7 @@ def _finish(
     out = request.out
     bad = [line for found in receipts.values() for receipt in found for line in receipt["bad"]]
     _report(problems, bad, out)
+    _report_warned(receipts, out)
     if (problems or bad) and not request.skip:
         raise UserError(
             f"{len(problems) + len(bad)} bad: fix or remove them, or leave them out with "
@@ -194,10 +198,11 @@ def _make_all(
     total = sum(len(shard.files) for one in shards.values() for shard in one)
     with (
         _Bar(total) as bar,
+        WarningFinder(threads) as finder,
         concurrent.futures.ThreadPoolExecutor(threads) as pool,
     ):
         futures = {
-            split: [pool.submit(_make, shard, bar) for shard in one]
+            split: [pool.submit(_make, shard, bar, finder) for shard in one]
             for split, one in shards.items()
         }
         try:
@@ -237,14 +242,14 @@ class _Bar:
                 print(f"{self._done:,} of {self._total:,} images", flush=True)
 
 
-def _make(shard: PlannedShard, bar: _Bar) -> dict[str, Any]:
+def _make(shard: PlannedShard, bar: _Bar, finder: WarningFinder) -> dict[str, Any]:
     """Makes a shard unless it exists already, and returns its receipt."""
     made_of = _made_of(shard)
     kept = _kept(shard)
     if kept and kept.get("made_of") == made_of:
         bar.update(len(shard.files))
         return kept
-    receipt = {"made_of": made_of, **_write_records(shard, bar)}
+    receipt = {"made_of": made_of, **_write_records(shard, bar, finder)}
     if shard.path is not None:
         receipt |= {"bytes": shard.path.stat().st_size, "sha256": _sha256(shard.path)}
         write_atomically(shard.receipt, json.dumps(receipt))
@@ -279,8 +284,9 @@ def _made_of(shard: PlannedShard) -> str:
     return digest.hexdigest()
 
 
-def _write_records(shard: PlannedShard, bar: _Bar) -> dict[str, Any]:
+def _write_records(shard: PlannedShard, bar: _Bar, finder: WarningFinder) -> dict[str, Any]:
     bad: list[str] = []
+    warned: list[str] = []
     classes: collections.Counter[str] = collections.Counter()
     with contextlib.ExitStack() as stack:
         writer = None
@@ -290,7 +296,9 @@ def _write_records(shard: PlannedShard, bar: _Bar) -> dict[str, Any]:
         for path, label in shard.files:
             try:
                 encoded = Path(path).read_bytes()
-                height, width, _ = decode_whole(tf.constant(encoded)).shape
+                decode = functools.partial(decode_whole, tf.constant(encoded))
+                image, warnings = finder.decode(decode)
+                height, width, _ = image.shape
             except OSError as error:
                 bad.append(f"{path}\t{error.strerror}")
             except tf.errors.OpError as error:
@@ -298,11 +306,12 @@ def _write_records(shard: PlannedShard, bar: _Bar) -> dict[str, Any]:
             else:
                 name = shard.class_names[label]
                 classes[name] += 1
+                warned += [f"{path}\t{warning}" for warning in warnings]
                 if writer:
                     relative = os.path.relpath(path, shard.root)
                     writer.write(_example(encoded, label, name, relative, height, width))
             bar.update()
-    return {"examples": classes.total(), "classes": dict(classes), "bad": bad}
+    return {"examples": classes.total(), "classes": dict(classes), "bad": bad, "warned": warned}
 
 
 def _example(
@@ -343,6 +352,20 @@ def _report(problems: Sequence[str], bad: Sequence[str], out: Path | None) -> No
         lines = "".join(f"{line}\n" for line in bad)
         write_atomically(out / _BAD, lines, errors="surrogateescape")
         print(f"all bad images: {out / _BAD}")
+
+
+def _report_warned(receipts: dict[str, list[dict[str, Any]]], out: Path | None) -> None:
+    """Lists the images that are kept though their decoder warned: without a file, all of them."""
+    found = [receipt for one in receipts.values() for receipt in one]
+    # Receipts of earlier versions have no such list.
+    warned = [line for receipt in found for line in receipt.get("warned", [])]
+    shown = warned[:_SHOWN] if out else warned
+    for line in shown:
+        print(f"warned, and kept: {line.replace(chr(9), ': ')}")
+    if out and warned:
+        lines = "".join(f"{line}\n" for line in warned)
+        write_atomically(out / _WARNED, lines, errors="surrogateescape")
+        print(f"all {len(warned):,} warnings of image decoders: {out / _WARNED}")
 
 
 def _manifest(class_names: Sequence[str], receipts: dict[str, list[dict[str, Any]]]):

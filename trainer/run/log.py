@@ -70,9 +70,9 @@ class RunLog:
         self._train = EventFileWriter(str(self._folder.path / "train"))
         self._eval = EventFileWriter(str(self._folder.path / "eval"))
 
-    def say(self, line: str) -> None:
-        """Prints a line on the terminal, above the progress bar."""
-        if self._enabled:
+    def say(self, line: str | None) -> None:
+        """Prints a line on the terminal, above the progress bar; nothing for None."""
+        if self._enabled and line is not None:
             self.progress.say(line)
 
     def doing(self, phase: Phase) -> AbstractContextManager[None]:

@@ -8,6 +8,7 @@ from functools import partial
 import tensorflow as tf
 
 from trainer.config import Config
+from trainer.data import decoder_log
 from trainer.data.bad_examples import BadExamples
 from trainer.data.pipeline import first_bad_in_training, train_input
 from trainer.data.splits.split import Split
@@ -179,16 +180,13 @@ def train_and_evaluate(
                 [float(stop.requested), float(save_due), seconds]
             )
 
-            if step == next_eval and evaluate is not None:
-                with log.doing(Phase.EVALUATING):
-                    values = evaluate()
-                log.evaluation(step, values)
-                evaluated = Best.of(values, step)
-                if evaluated.beats(best):
-                    best = evaluated
-                    log.flush()
-                    with log.doing(Phase.SAVING_BEST):
-                        checkpoints.save_best(best)
+            if step == next_eval:
+                if evaluate is not None:
+                    with log.doing(Phase.EVALUATING):
+                        values = evaluate()
+                    log.evaluation(step, values)
+                    best = _keep_if_better(Best.of(values, step), best, checkpoints, log)
+                log.say(decoder_log.first_note(config.data, data_dir))
             if stop_sum > 0 or save_sum > 0 or step == total_steps:
                 with log.doing(Phase.SAVING):
                     log.flush()
@@ -209,3 +207,13 @@ def train_and_evaluate(
         images_per_second=pace.steps_per_second * config.data.global_batch_size,
         train_seconds=pace.seconds,
     )
+
+
+def _keep_if_better(found: Best, best: Best, checkpoints: Checkpoints, log: RunLog) -> Best:
+    """Saves the state if its evaluation is the best so far. Returns the better of the two."""
+    if not found.beats(best):
+        return best
+    log.flush()
+    with log.doing(Phase.SAVING_BEST):
+        checkpoints.save_best(found)
+    return found
