@@ -177,6 +177,7 @@ def test_bad_images_are_all_reported(photos, tmp_path, capsys):
         prepare(Request(source, out))
     printed = capsys.readouterr().out
     assert f"bad: {source}/train/zebra: has no images" in printed
+    assert "the same image" not in printed  # though both bad files have the same content
     assert all(f"bad: {path}: Unknown image file format" in printed for path in bad)
     assert not (out / "manifest.json").exists()
     listed = (out / "bad_examples.txt").read_text().splitlines()

@@ -284,7 +284,7 @@ def _made_of(shard: PlannedShard) -> str:
 
 def _write_records(shard: PlannedShard, bar: _Bar) -> dict[str, Any]:
     bad: list[str] = []
-    digests: list[str | None] = []  # of the files' contents; None for one that cannot be read
+    digests: list[str | None] = []  # of the files' contents; None for a bad one
     classes: collections.Counter[str] = collections.Counter()
     with contextlib.ExitStack() as stack:
         writer = None
@@ -295,7 +295,7 @@ def _write_records(shard: PlannedShard, bar: _Bar) -> dict[str, Any]:
             digests.append(None)
             try:
                 encoded = Path(path).read_bytes()
-                digests[-1] = duplicates.digest_of(encoded)
+                digest = duplicates.digest_of(encoded)
                 encoded = decodable(path, encoded)
                 height, width, _ = decode_whole(tf.constant(encoded)).shape
             except OSError as error:
@@ -305,6 +305,7 @@ def _write_records(shard: PlannedShard, bar: _Bar) -> dict[str, Any]:
             except tf.errors.OpError as error:
                 bad.append(f"{path}\t{reason_of(error)}")
             else:
+                digests[-1] = digest
                 name = shard.class_names[label]
                 classes[name] += 1
                 if writer:
