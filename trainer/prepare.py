@@ -1,9 +1,10 @@
 """`python -m trainer.prepare`: writes folders of images as TFRecord shards, which are read fast.
 
     python -m trainer.prepare --from=folder --source=/photos --to=tfrecord --out=/data/photos
-    python -m trainer.main --set data.name=tfrecord --data_dir=/data/photos …
+    python -m trainer.main --config=… --data_dir=/data/photos --set data.name=tfrecord
 
 Every image is decoded once, so that a broken one is found here and not in the third hour of a run.
+What TensorFlow does not decode and Pillow does, such as TIFF, is converted to PNG.
 Shards are written in parallel and appear whole; after a stop, the same command writes those that
 are missing. A shard is written again if one of its files or their order has changed: if a file was
 added or removed, that is nearly all. At the end, `manifest.json` has counts, classes and checksums.
@@ -16,6 +17,7 @@ from absl import flags
 
 from trainer.cli import command
 from trainer.cli.quiet import quiet_start
+from trainer.data.splits.request import Request, list_splits
 from trainer.errors import EXIT_DONE, UserError
 
 FLAGS = flags.FlagValues()
@@ -35,8 +37,8 @@ _SPLITS = flags.DEFINE_list(
 _EVAL_FRACTION = flags.DEFINE_float(
     "eval_fraction",
     None,
-    "Share of the images to hold out for evaluation, by a hash of their paths, if --source has "
-    "no split folders.",
+    "Share of each class's images to hold out for evaluation, by a hash of their paths, if "
+    "--source has no split folders.",
     flag_values=FLAGS,
 )
 _SHARD_MB = flags.DEFINE_float(
@@ -62,20 +64,20 @@ def prepare() -> int:
         raise UserError("--out: must name a folder for the TFRecord files; or --to=nothing")
     if len(_SPLITS.value) != 2:
         raise UserError(f"--splits={','.join(_SPLITS.value)}: must be two, such as train,val")
-    with quiet_start(level=1):  # libpng's warnings are listed
+    request = Request(
+        source=Path(_SOURCE.value).expanduser(),
+        out=Path(_OUT.value).expanduser() if _TO.value == "tfrecord" else None,
+        splits=tuple(_SPLITS.value),
+        eval_fraction=_EVAL_FRACTION.value,
+        shard_mb=_SHARD_MB.value,
+        threads=_THREADS.value,
+        skip=_ON_BAD.value == "skip",
+    )
+    listings = list_splits(request)
+    with quiet_start(level=1):  # warnings of the PNG decoder too
         from trainer.data import preparation
 
-    preparation.prepare(
-        preparation.Request(
-            source=Path(_SOURCE.value).expanduser(),
-            out=Path(_OUT.value).expanduser() if _TO.value == "tfrecord" else None,
-            splits=tuple(_SPLITS.value),
-            eval_fraction=_EVAL_FRACTION.value,
-            shard_mb=_SHARD_MB.value,
-            threads=_THREADS.value,
-            skip=_ON_BAD.value == "skip",
-        )
-    )
+    preparation.prepare(request, listings)
     return EXIT_DONE
 
 

@@ -1,22 +1,33 @@
 """`trainer.prepare`: what it writes against what it read, and what stops it."""
 
+import copy
 import hashlib
+import io
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 import tensorflow as tf
-from PIL import Image
+from PIL import Image, features
 
 from tests.photo_files import CLASSES, photo_config, write_photos
+from tests.verb_runs import only_line, run_main
+from trainer import main
+from trainer.config import load, override
 from trainer.data import preparation
-from trainer.data.preparation import Request, prepare
+from trainer.data.conversion import ConversionError, decodable
+from trainer.data.images import decode_whole
+from trainer.data.preparation import prepare
 from trainer.data.source import open_source
+from trainer.data.splits.request import Request
 from trainer.errors import UserError
 from trainer.files import locked
 
@@ -47,7 +58,10 @@ def test_records_hold_what_the_folders_hold_in_its_order(folder, tmp_path, capsy
     for path, entry in zip(shards, training["shards"], strict=True):
         assert entry["bytes"] == path.stat().st_size
         assert entry["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert "train: 60 images in" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "train: 60 images in" in printed
+    assert "warning" not in printed
+    assert not (tmp_path / "duplicates.txt").exists()
 
 
 def test_the_fields_are_imagenets(folder, tmp_path):
@@ -163,6 +177,7 @@ def test_bad_images_are_all_reported(photos, tmp_path, capsys):
         prepare(Request(source, out))
     printed = capsys.readouterr().out
     assert f"bad: {source}/train/zebra: has no images" in printed
+    assert "the same image" not in printed  # though both bad files have the same content
     assert all(f"bad: {path}: Unknown image file format" in printed for path in bad)
     assert not (out / "manifest.json").exists()
     listed = (out / "bad_examples.txt").read_text().splitlines()
@@ -172,7 +187,8 @@ def test_bad_images_are_all_reported(photos, tmp_path, capsys):
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["splits"]["train"]["examples"] == 19
     assert manifest["splits"]["train"]["bad"] == 1
-    assert manifest["splits"]["train"]["classes"] == {"china": 9, "flower": 10, "zebra": 0}
+    assert manifest["splits"]["train"]["classes"] == {"china": 9, "flower": 10}
+    assert manifest["class_names"] == list(CLASSES)  # an empty folder is no class
 
 
 def test_a_full_disk_is_no_traceback(folder):
@@ -218,6 +234,183 @@ def test_names_that_are_no_text(photos, tmp_path):
     assert found.class_names == (os.fsdecode(b"chin\xe9"), "flower")
 
 
+# --- what Pillow reads ------------------------------------------------------------------------
+
+
+def pillow(image: Image.Image, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_what_pillow_reads_is_converted_without_loss(photos):
+    """Decoded by TensorFlow, the pixels are those that Pillow reads from the original."""
+    color = Image.fromarray(photos[0][:40, :60])
+    grey, transparent = color.convert("L"), color.convert("RGBA")
+    transparent.putalpha(grey)
+    originals = {
+        "a.tif": pillow(color, "TIFF"),
+        "b.TIFF": pillow(grey, "TIFF", compression="tiff_lzw"),
+        "c.tif": pillow(transparent, "TIFF"),
+        "d.tif": pillow(color, "TIFF", save_all=True, append_images=[grey]),
+        "e.tif": pillow(color.convert("CMYK"), "TIFF"),
+        "f.tif": pillow(color.quantize(32), "TIFF"),
+        "g.tif": pillow(color.convert("1"), "TIFF"),
+        "h.jp2": pillow(color, "JPEG2000"),
+        "i.ppm": pillow(color, "PPM"),
+        "j.tga": pillow(color, "TGA"),
+    }
+    if features.check("avif"):
+        originals["k.avif"] = pillow(color, "AVIF")
+    for name, original in originals.items():
+        converted = decodable(name, original)
+        assert tf.io.decode_image(converted, 3).shape == (40, 60, 3)
+        expected = np.array(Image.open(io.BytesIO(original)).convert("RGB"))
+        np.testing.assert_array_equal(decode_whole(tf.constant(converted)), expected, name)
+    assert decodable("x.jpg", originals["a.tif"]) == originals["a.tif"]
+
+
+def test_16_bits_keep_their_upper_half():
+    values = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
+    for name, original in (
+        ("a.tif", pillow(Image.fromarray(values), "TIFF")),
+        ("a.pgm", b"P5 256 256 65535 " + values.astype(">u2").tobytes()),
+    ):
+        decoded = tf.io.decode_image(decodable(name, original), 1)
+        np.testing.assert_array_equal(decoded[..., 0], values >> 8)
+    for wide in (values.astype(np.float32), values.astype(np.int32) + 1):
+        with pytest.raises(ConversionError, match=r"has values from .* to 65.*: save it with"):
+            decodable("a.tif", pillow(Image.fromarray(wide), "TIFF"))
+
+
+def test_records_hold_converted_images_and_the_rest_is_bad(photos, tmp_path, capsys):
+    source, out = write_photos(tmp_path / "photos", photos, train=2, val=2), tmp_path / "out"
+    china = source / "train" / "china"
+    piece = Image.fromarray(photos[0][:50, :70])
+    piece.save(china / "a.tif")
+    (china / "b.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    (china / "c.tif").write_bytes((china / "a.tif").read_bytes()[:-2000])
+    (china / "notes.txt").write_text("none")
+    with pytest.raises(UserError, match="2 bad"):
+        prepare(Request(source, out))
+    printed = capsys.readouterr().out
+    assert f"{source}/train: 1 file is not read: 1 .txt\n" in printed
+    assert f"bad: {china}/b.heic: Pillow {PIL.__version__} does not read it: save it as" in printed
+    assert f"bad: {china}/c.tif: Pillow {PIL.__version__}: " in printed
+    prepare(Request(source, out, skip=True))
+    pixels = [
+        image.tolist()
+        for encoded, label in content(out, "train", "tfrecord")
+        if (image := decode_whole(tf.constant(encoded)).numpy()).shape == (50, 70, 3) and label == 0
+    ]
+    assert pixels == [np.array(piece).tolist()]
+    prepare(Request(source, None, skip=True))
+    assert "\n1 image(s) need --to=tfrecord, which converts them" in capsys.readouterr().out
+
+
+# --- duplicates -------------------------------------------------------------------------------
+
+
+def test_copies_in_other_classes_and_splits_are_named(photos, tmp_path, capsys):
+    source, out = write_photos(tmp_path / "photos", photos, train=8, val=8), tmp_path / "out"
+    train, val = source / "train", source / "val"
+    shutil.copy(train / "china" / "000.jpg", train / "flower" / "as_flower.jpg")
+    shutil.copy(train / "china" / "001.png", val / "china" / "again.png")
+    for name in ("copy.jpg", "copy_2.jpg"):
+        shutil.copy(val / "flower" / "006.jpg", val / "flower" / name)
+    names = [
+        ("train/china/000.jpg", "train/flower/as_flower.jpg"),
+        ("train/china/001.png", "val/china/again.png"),
+    ]
+    request = Request(source, out, shard_mb=0.03)
+    for again in (False, True):  # what is done already is not read again
+        prepare(request)
+        printed = capsys.readouterr().out.splitlines()
+        same = [line.split(": ")[2] for line in printed if "the same image" in line]
+        assert {tuple(sorted(line.split(", "))) for line in same} == set(names), again
+        text = "\n".join(printed)
+        assert "warning: 1 image(s) are in both splits, so evaluation measures" in text
+        assert "warning: 1 image(s) are in several classes, so some labels are wrong" in text
+        assert "\n2 file(s) are copies of another one in their class and split\n" in text
+        assert f"all of them: {out}/duplicates.txt" in text
+        lines = [line.split("\t") for line in (out / "duplicates.txt").read_text().splitlines()]
+        groups = [sorted(lines[:2]), sorted(lines[2:])]
+        found = {tuple(os.path.relpath(path, source) for *_, path in group) for group in groups}
+        assert found == set(names)
+        for digest, split, path in lines:
+            assert Path(path).is_relative_to(source / split)
+            content_of = Path(path).read_bytes()
+            assert digest == hashlib.blake2b(content_of, digest_size=16).hexdigest()
+    for _, second in names:
+        (source / second).unlink()
+    prepare(Request(source, tmp_path / "other"))
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_verifying_alone_names_copies_across_a_fraction(photos, tmp_path, capsys):
+    source = write_photos(tmp_path / "photos", photos, train=6) / "train"
+    for number in range(20):
+        shutil.copy(source / "china" / "000.jpg", source / "china" / f"copy-{number}.jpg")
+    prepare(Request(source, None, eval_fraction=0.5))
+    printed = capsys.readouterr().out
+    assert "warning: the same image: china/" in printed
+    assert " (train), china/" in printed
+    assert "and 16 more\n" in printed
+    assert "in several classes" not in printed
+    assert "\n19 file(s) are copies of another one in their class and split" in printed
+
+
+# --- the command at the end -------------------------------------------------------------------
+
+
+def test_the_command_at_the_end_trains_on_what_was_prepared(photos, tmp_path, capsys):
+    """Three classes: not the recipe's or the config's number."""
+    root = write_photos(tmp_path / "my photos", photos, train=4, test=3)
+    for split in ("train", "test"):
+        shutil.copytree(root / split / "china", root / split / "zebra")
+    (root / "train" / "zebra" / "001.png").write_text("no image")
+    request = Request(root, tmp_path / "my records", ("train", "test"), skip=True)
+    for one, counts in (
+        (request, (11, 9)),
+        (request._replace(out=None), (12, 9)),
+        (
+            Request(root / "train", tmp_path / "split", eval_fraction=0.5, skip=True),
+            (5, 6),
+        ),
+        (Request(root / "train", None, eval_fraction=0.5, skip=True), (6, 6)),
+    ):
+        prepare(one)
+        *_, last = capsys.readouterr().out.splitlines()
+        words = shlex.split(last.removeprefix("train with: "))
+        assert words[:3] == ["python", "-m", "trainer.main"]
+        flags = copy.deepcopy(main.FLAGS)
+        assert flags(words[2:]) == ["trainer.main"]
+        config = override(load(flags["config"].value), flags["set"].value)
+        data_dir = flags["data_dir"].value
+        opened = [
+            open_source(config, split, data_dir)
+            for split in (config.data.train_split, config.data.eval_split)
+        ]
+        assert tuple(map(len, opened)) == counts
+        assert [source.class_names for source in opened] == [("china", "flower", "zebra")] * 2
+        assert (config.data.on_bad_example == "skip") == (one.out is None)
+
+
+def test_a_mistake_shows_before_tensorflow_is_imported(stubs, tmp_path):
+    source = write_text_images(tmp_path)
+    message = only_line(
+        run_main(f"--source={source}", "--to=nothing", pythonpath=stubs, verb="trainer.prepare")
+    )
+    assert message.endswith(f"; {source} has validation: --splits=train,validation")
+
+
+def write_text_images(root: Path) -> Path:
+    for name in ("train/a/1.jpg", "train/b/1.jpg", "validation/a/1.jpg"):
+        (root / name).parent.mkdir(parents=True)
+        (root / name).write_text("never decoded")
+    return root
+
+
 def test_verifying_alone_writes_nothing(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = sorted(folder.rglob("*"))
@@ -227,7 +420,7 @@ def test_verifying_alone_writes_nothing(folder, tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_done_is_said(folder, tmp_path):
-    with pytest.raises(UserError, match=r"there/train: cannot be listed .* is set by --source;"):
+    with pytest.raises(UserError, match=r"there/train: cannot be listed .* is set by --source$"):
         prepare(Request(tmp_path / "there", tmp_path / "out"))
     (tmp_path / "file").write_text("")
     with pytest.raises(

@@ -130,6 +130,9 @@ def test_what_is_wrong_with_records_is_said(tmp_path, capsys):
     assert refusal(config, "train", tmp_path).endswith("; it has none")
     assert "cannot be listed" in refusal(record_config(path="there"), "train", tmp_path)
     write_records(tmp_path, "train", 3, 10)
+    (tmp_path / ".train-00000-of-00001.json").write_text("{}")
+    (tmp_path / "test.tfrecord").touch()
+    assert refusal(config, "val", tmp_path).endswith("; it has the splits test, train")
 
     shard = tmp_path / "train-00002-of-00003"
     shard.write_bytes(shard.read_bytes()[:-5])

@@ -119,8 +119,8 @@ class DataConfig(Section):
     )
     eval_fraction: float | None = setting(
         None,
-        "For folder, if splits have no folders: the share of images to hold out for evaluation, "
-        "chosen by a hash of their paths.",
+        "For folder, if splits have no folders: the share of each class's images to hold out for "
+        "evaluation, chosen by a hash of their paths.",
         within(0, 1, "()"),
     )
     channels: int = setting(

@@ -24,9 +24,10 @@ class FolderSource:
     def __init__(self, split: Split):
         self.class_names = split.class_names
         self.channels = split.channels
+        paths, labels = split.content
         with tf.device("CPU"):
-            self._paths = tf.constant([os.fsencode(file.path) for file in split.content])
-            self._labels = tf.constant([file.label for file in split.content], tf.int32)
+            self._paths = tf.constant([os.fsencode(path) for path in paths])
+            self._labels = tf.constant(labels, tf.int32)
 
     def __len__(self) -> int:
         return int(self._labels.shape[0])

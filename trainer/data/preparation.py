@@ -7,11 +7,11 @@ Shards appear whole, each with a receipt next to it: its contents, and the files
 import collections
 import concurrent.futures
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import json
 import os
+import shlex
 import sys
 import threading
 import time
@@ -22,11 +22,14 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 from tqdm import tqdm
 
-from trainer.config import Config, DataConfig
+from trainer.data import duplicates
+from trainer.data.conversion import ConversionError, decodable
 from trainer.data.decoder_log import WarningFinder
 from trainer.data.images import decode_whole
-from trainer.data.splits.folder import ImageFile, Listing, list_images
+from trainer.data.splits.folder import Listing
+from trainer.data.splits.image_files import CONVERTED
 from trainer.data.splits.record_index import INDEX, index_shards
+from trainer.data.splits.request import Request, list_splits
 from trainer.data.splits.tfrecord import MANIFEST
 from trainer.errors import UserError
 from trainer.failures import reason_of
@@ -34,27 +37,17 @@ from trainer.files import locked, replacing, write_atomically
 
 _BAD = "bad_examples.txt"
 _WARNED = "decoder_warnings.txt"
+_DUPLICATES = "duplicates.txt"
 _SHOWN = 20  # images of each list named on the terminal
+_RECIPE = "configs/photos_resnet18.py"  # for the command to train with
 _SECONDS_BETWEEN_LINES = 30.0
-
-
-class Request(NamedTuple):
-    """What to prepare, and how."""
-
-    source: Path
-    out: Path | None  # None: only verify
-    splits: tuple[str, str] = ("train", "val")  # for training, for evaluation
-    eval_fraction: float | None = None
-    shard_mb: float = 128.0
-    threads: int = 1
-    skip: bool = False  # whether to leave bad images out
 
 
 class PlannedShard(NamedTuple):
     """A file to write, and the images for it."""
 
     path: Path | None  # None: only verify
-    files: Sequence[ImageFile]
+    files: Sequence[tuple[str, int]]  # path, label
     class_names: Sequence[str]
     root: Path
 
@@ -65,23 +58,26 @@ class PlannedShard(NamedTuple):
         return self.path.with_name(f".{self.path.name}.json")
 
 
-def prepare(request: Request) -> None:
+def prepare(request: Request, listings: dict[str, Listing] | None = None) -> None:
     """Verifies all images, and writes the shards, their index and the manifest.
+
+    Args:
+        listings: what `list_splits` has found already.
 
     Raises:
         UserError: if the source cannot be read or the target written; and, after all images, if
             there are bad ones, unless they are skipped.
     """
-    out, config = request.out, _config(request)
-    listings = {
-        split: list_images(config, split, request.source, "--source") for split in request.splits
-    }
-    problems = [problem for listing in listings.values() for problem in listing.problems]
+    out, listings = request.out, listings or list_splits(request)
+    # With eval_fraction, both splits have the same folders.
+    problems = list(dict.fromkeys(p for listing in listings.values() for p in listing.problems))
+    for note in (note for listing in listings.values() for note in listing.notes):
+        print(note)
     shards = {split: _plan(split, listing, request) for split, listing in listings.items()}
     with _only_writer(out):
         if out:
             _refuse_other_shards(out, shards)
-            for name in (MANIFEST, _BAD, _WARNED):  # outdated from here on
+            for name in (MANIFEST, _BAD, _WARNED, _DUPLICATES):  # outdated from here on
                 (out / name).unlink(missing_ok=True)
         receipts = _make_all(shards, request.threads)
         _finish(request, listings, problems, shards, receipts)
@@ -94,18 +90,20 @@ def _finish(
     shards: dict[str, list[PlannedShard]],
     receipts: dict[str, list[dict[str, Any]]],
 ) -> None:
-    """Reports bad images, and writes the index and the manifest."""
+    """Reports bad images and duplicates, and writes the index and the manifest."""
     out = request.out
     bad = [line for found in receipts.values() for receipt in found for line in receipt["bad"]]
     _report(problems, bad, out)
     _report_warned(receipts, out)
+    _report_duplicates(request, shards, receipts)
     if (problems or bad) and not request.skip:
         raise UserError(
             f"{len(problems) + len(bad)} bad: fix or remove them, or leave them out with "
             f"--on_bad_example=skip"
         )
     for split, found in receipts.items():
-        print(f"{split}: {sum(r['examples'] for r in found):,} images in {len(found)} shard(s)")
+        where = f"in {len(found)} shard(s)" if out else "can be read"
+        print(f"{split}: {sum(receipt['examples'] for receipt in found):,} images {where}")
     if out:
         paths = {split: [str(shard.path) for shard in planned] for split, planned in shards.items()}
         indexed = index_shards([path for one in paths.values() for path in one], out / INDEX)
@@ -118,42 +116,46 @@ def _finish(
                 )
         manifest = _manifest(listings[request.splits[0]].class_names, receipts)
         write_atomically(out / MANIFEST, json.dumps(manifest, indent=1))
-        train_split, eval_split = request.splits
-        print(
-            f"{out / MANIFEST}: written; train with --data_dir={out} --set data.name=tfrecord "
-            f"--set data.train_split={train_split} --set data.eval_split={eval_split}"
-        )
+        print(f"{out / MANIFEST}: written")
+    listed = {path for listing in listings.values() for path in listing.paths}
+    read = listed - {line.partition("\t")[0] for line in bad}
+    if (converted := sum(path.lower().endswith(CONVERTED) for path in read)) and not out:
+        print(f"{converted} image(s) need --to=tfrecord, which converts them, to be trained on")
+    print(f"train with: {_training_command(request, skips=bool(problems or bad))}")
 
 
-def _config(request: Request) -> Config:
-    """Returns the request as a config for the folder source."""
-    data = DataConfig(
-        name="folder",
-        train_split=request.splits[0],
-        eval_split=request.splits[1],
-        eval_fraction=request.eval_fraction,
-    )
-    return dataclasses.replace(Config(), data=data)
+def _training_command(request: Request, skips: bool) -> str:
+    """Returns the command that trains on what was written, or on the source.
+
+    Args:
+        skips: whether there are bad images in the source.
+    """
+    command = ["python", "-m", "trainer.main", f"--config={_RECIPE}"]
+    command += [f"--data_dir={request.out or request.source}"]
+    train_split, eval_split = request.splits
+    settings = {
+        "data.name=tfrecord": bool(request.out),
+        f"data.train_split={train_split}": train_split != "train",
+        f"data.eval_split={eval_split}": eval_split != "val",
+        f"data.eval_fraction={request.eval_fraction}": request.eval_fraction and not request.out,
+        "data.on_bad_example=skip": skips and not request.out,
+    }
+    for setting, is_needed in settings.items():
+        command += ["--set", setting] if is_needed else []
+    return shlex.join(command)
 
 
 def _plan(split: str, listing: Listing, request: Request) -> list[PlannedShard]:
     """Divides a listing into shards of equally many images, in its order, which mixes classes."""
-    size = sum(_size(file.path) for file in listing.files)
-    number = max(1, min(len(listing.files), round(size / (request.shard_mb * 1e6))))
+    files = list(zip(listing.paths, listing.labels, strict=True))
+    number = max(1, min(len(files), round(sum(listing.sizes) / (request.shard_mb * 1e6))))
     shards = []
     for index in range(number):
-        first, last = (len(listing.files) * (index + i) // number for i in (0, 1))
+        first, last = (len(files) * (index + i) // number for i in (0, 1))
         path = request.out and request.out / f"{split}-{index:05d}-of-{number:05d}"
-        files = listing.files[first:last]
-        shards.append(PlannedShard(path, files, listing.class_names, request.source))
+        own = files[first:last]
+        shards.append(PlannedShard(path, own, listing.class_names, request.source))
     return shards
-
-
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size  # noqa: PTH116  # a million times
-    except OSError:  # reading it will report it
-        return 0
 
 
 @contextlib.contextmanager
@@ -266,6 +268,7 @@ def _kept(shard: PlannedShard) -> dict[str, Any] | None:
     try:
         receipt = json.loads(shard.receipt.read_text(encoding="utf-8"))
         whole = receipt["bytes"] == shard.path.stat().st_size and not receipt["bad"]
+        whole = whole and len(receipt["digests"]) == len(shard.files)
     except (OSError, ValueError, KeyError, TypeError):  # missing, or damaged by a power cut
         return None
     return receipt if whole else None
@@ -287,6 +290,7 @@ def _made_of(shard: PlannedShard) -> str:
 def _write_records(shard: PlannedShard, bar: _Bar, finder: WarningFinder) -> dict[str, Any]:
     bad: list[str] = []
     warned: list[str] = []
+    digests: list[str | None] = []  # of the files' contents; None for a bad one
     classes: collections.Counter[str] = collections.Counter()
     with contextlib.ExitStack() as stack:
         writer = None
@@ -294,16 +298,22 @@ def _write_records(shard: PlannedShard, bar: _Bar, finder: WarningFinder) -> dic
             new = stack.enter_context(replacing(shard.path))
             writer = stack.enter_context(tf.io.TFRecordWriter(str(new)))
         for path, label in shard.files:
+            digests.append(None)
             try:
                 encoded = Path(path).read_bytes()
+                digest = duplicates.digest_of(encoded)
+                encoded = decodable(path, encoded)
                 decode = functools.partial(decode_whole, tf.constant(encoded))
                 image, warnings = finder.decode(decode)
                 height, width, _ = image.shape
             except OSError as error:
                 bad.append(f"{path}\t{error.strerror}")
+            except ConversionError as error:
+                bad.append(f"{path}\t{error}")
             except tf.errors.OpError as error:
                 bad.append(f"{path}\t{reason_of(error)}")
             else:
+                digests[-1] = digest
                 name = shard.class_names[label]
                 classes[name] += 1
                 warned += [f"{path}\t{warning}" for warning in warnings]
@@ -311,7 +321,8 @@ def _write_records(shard: PlannedShard, bar: _Bar, finder: WarningFinder) -> dic
                     relative = os.path.relpath(path, shard.root)
                     writer.write(_example(encoded, label, name, relative, height, width))
             bar.update()
-    return {"examples": classes.total(), "classes": dict(classes), "bad": bad, "warned": warned}
+    counts = {"examples": classes.total(), "classes": dict(classes)}
+    return counts | {"bad": bad, "warned": warned, "digests": digests}
 
 
 def _example(
@@ -366,6 +377,26 @@ def _report_warned(receipts: dict[str, list[dict[str, Any]]], out: Path | None) 
         lines = "".join(f"{line}\n" for line in warned)
         write_atomically(out / _WARNED, lines, errors="surrogateescape")
         print(f"all {len(warned):,} warnings of image decoders: {out / _WARNED}")
+
+
+def _report_duplicates(
+    request: Request,
+    shards: dict[str, list[PlannedShard]],
+    receipts: dict[str, list[dict[str, Any]]],
+) -> None:
+    def images() -> Iterator[tuple[str, duplicates.Place]]:
+        for split, planned in shards.items():
+            for shard, receipt in zip(planned, receipts[split], strict=True):
+                for (path, label), digest in zip(shard.files, receipt["digests"], strict=True):
+                    if digest:
+                        yield digest, duplicates.Place(split, shard.class_names[label], path)
+
+    found = duplicates.find_duplicates(images())
+    for line in duplicates.report(found, request.source):
+        print(line)
+    if request.out and (text := duplicates.table(found)):
+        write_atomically(request.out / _DUPLICATES, text, errors="surrogateescape")
+        print(f"all of them: {request.out / _DUPLICATES}")
 
 
 def _manifest(class_names: Sequence[str], receipts: dict[str, list[dict[str, Any]]]):

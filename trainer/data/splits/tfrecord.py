@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from trainer.config import Config
+from trainer.data.splits.image_files import named
 from trainer.data.splits.record_index import INDEX, Shard, index_shards
 from trainer.data.splits.split import Split, fingerprint, local_folder, numbered_classes
 from trainer.errors import UserError
 
 MANIFEST = "manifest.json"
+_SHARD = re.compile(r"([^.].*?)(?:\.tfrecord)?-\d+-of-\d+(?:\.tfrecord)?|([^.].*)\.tfrecord")
 _SAMPLE_BYTES = 4096
 _READS_AT_ONCE = 32  # they mostly wait for a disk or a network
 
@@ -107,9 +109,11 @@ def find_shards(folder: Path, split: str, skip: bool) -> list[str]:
     if not found:
         if f"{split}.tfrecord" in names:
             return [str(folder / f"{split}.tfrecord")]
+        others = sorted({match[1] or match[2] for n in names if (match := _SHARD.fullmatch(n))})
+        files = [name for name in names if not name.startswith(".")]
         raise UserError(
-            f"{folder}: has no files {split}-00000-of-NNNNN or {split}.tfrecord; "
-            f"it has {', '.join([n for n in names if n[0] != '.'][:5]) or 'none'}"
+            f"{folder}: has no files {split}-00000-of-NNNNN or {split}.tfrecord; it has "
+            + (f"the splits {named(others)}" if others else named(files) or "none")
         )
     totals = {int(match[2]) for match in found.values()}
     if len(totals) > 1:
