@@ -18,7 +18,7 @@ from trainer.config import AugmentConfig, Config
 from trainer.data import pipeline
 from trainer.errors import DivergedError, PreemptedError, UserError
 from trainer.failures import training_memory_advice
-from trainer.run import evaluation, train
+from trainer.run import evaluation, memory_check, train
 from trainer.run.folder import RunFolder
 from trainer.run.length import Length
 from trainer.run.log import RunLog, read_records
@@ -184,8 +184,18 @@ def test_a_divergence_is_named_and_the_checkpoint_kept(linear_config, data_dir, 
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
-def test_a_lack_of_memory_suggests_what_to_try(linear_config, data_dir, tmp_path):
-    """TensorFlow's own allocator refuses, in the first loop, after it has tried for ten seconds."""
+def test_a_batch_that_cannot_fit_is_refused_before_the_first_step(
+    linear_config, data_dir, tmp_path
+):
+    with pytest.raises(UserError, match=r"^96 images at a time .* \(not one image fits\)"):
+        _train(with_model(linear_config, "hungry"), tmp_path, data_dir)
+    assert read_records(tmp_path / "metrics.jsonl", "train") == []
+
+
+def test_a_lack_of_memory_suggests_what_to_try(linear_config, data_dir, tmp_path, monkeypatch):
+    """On a system that does not say what is free, TensorFlow's own allocator refuses, in the first
+    loop, after it has tried for ten seconds."""
+    monkeypatch.setattr(memory_check, "free_host_memory", lambda: None)
     with pytest.raises(UserError) as caught:
         _train(with_model(linear_config, "hungry"), tmp_path, data_dir)
     message = str(caught.value)

@@ -12,7 +12,7 @@ from trainer.config import Config, with_num_classes
 from trainer.data.bad_examples import BadExamples
 from trainer.data.pipeline import first_bad_in_evaluation, first_bad_in_training, train_input
 from trainer.data.source import open_source
-from trainer.devices.checks import check_batch_size, check_placement
+from trainer.devices.checks import check_batch_in_epoch, check_batch_size, check_placement
 from trainer.devices.compilation import choose_compilation
 from trainer.devices.strategy import checkpoint_device
 from trainer.errors import PreemptedError
@@ -26,6 +26,7 @@ from trainer.run.folder import RunFolder
 from trainer.run.initial_weights import load_initial_weights
 from trainer.run.length import run_length
 from trainer.run.log import RunLog, read_records
+from trainer.run.memory_check import check_memory
 from trainer.run.pace import Pace
 from trainer.run.signals import StopRequest
 from trainer.run.stopwatch import Stopwatch
@@ -76,6 +77,7 @@ def train_and_evaluate(
     agree = make_agreement(strategy)
     sizes = len(train_source), len(eval_source), len(train_source.class_names)
     check_same_start(agree, 0, *sizes)  # before one worker alone refuses its data
+    check_batch_in_epoch(config, num_replicas, len(train_source))
     stopwatch.lap("data")
 
     # 3. State and loops, and the state's values: new, or where the last process left them.
@@ -122,7 +124,9 @@ def train_and_evaluate(
         iterator = input_from(step)
         evaluate = make_evaluate(config, strategy, state, eval_source, bad_examples)
         if step < total_steps:
-            train_loop.get_concrete_function(iterator, tf.constant(1))
+            loop = train_loop.get_concrete_function(iterator, tf.constant(1)).graph
+            is_new = step == 0
+            check_memory(config, strategy, state, train_source.channels, loop, log.say, is_new)
         stopwatch.lap("trace")
 
         # 5. Train, loop by loop. At the end of each loop: write, evaluate if due, save if due. In
