@@ -81,7 +81,8 @@ def out_of_memory_reported(cause: str, advice: str) -> Iterator[None]:
     try:
         yield
     except tf.errors.ResourceExhaustedError as error:
-        lines = error.message.splitlines()
+        # A line of a traceback may name a folder called memory.
+        lines = [line for line in error.message.splitlines() if not line.strip().startswith("File")]
         reason = next((text for text in lines if "OOM" in text or "memory" in text.lower()), None)
         if reason is None:  # another resource, such as open files
             raise

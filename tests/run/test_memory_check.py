@@ -1,6 +1,5 @@
 """The memory that a run needs, against free memory: what is free is given, the graphs are real."""
 
-import dataclasses
 import os
 import re
 import subprocess
@@ -190,9 +189,11 @@ def test_a_recipe_for_one_device_is_silent_on_6_gib(name):
 @pytest.mark.slow
 def test_a_batch_for_no_machine_ends_the_command_before_it_takes_memory(tmp_path):
     """ResNet-20 would take 8 TiB. The kernel counts the most that the process ever held."""
-    settings = "model.name=resnet20,model.num_classes=10,data.name=synthetic,data.image_size=224,data.crop=none,data.pad=0"
+    model = ("model.name=resnet20", "model.num_classes=10")
+    data = ("data.name=synthetic", "data.image_size=224", "data.crop=none", "data.pad=0")
+    settings = (*model, *data, "data.global_batch_size=100000")
     command = [sys.executable, "-m", "trainer.main", f"--workdir={tmp_path}"]
-    command += [f"--set={text}" for text in (*settings.split(","), "data.global_batch_size=100000")]
+    command += [f"--set={text}" for text in settings]
     with (tmp_path / "err").open("w") as file:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file)
         _, status, usage = os.wait4(process.pid, 0)

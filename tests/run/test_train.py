@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import strategy_of, with_data, with_model, with_optimizer
@@ -17,7 +18,7 @@ from tests.step_runs import StopAfter
 from trainer.config import AugmentConfig, Config
 from trainer.data import pipeline
 from trainer.errors import DivergedError, PreemptedError, UserError
-from trainer.failures import training_memory_advice
+from trainer.failures import out_of_memory_reported, training_memory_advice
 from trainer.run import evaluation, memory_check, train
 from trainer.run.folder import RunFolder
 from trainer.run.length import Length
@@ -205,6 +206,20 @@ def test_a_lack_of_memory_suggests_what_to_try(linear_config, data_dir, tmp_path
     )
     assert len(message.splitlines()) == 1
     assert read_records(tmp_path / "metrics.jsonl", "train") == []
+
+
+def test_the_reason_is_not_a_line_of_the_traceback():
+    """TensorFlow's message as of 2.21, from a checkout in a folder called memory."""
+    text = (
+        "Graph execution error:\n\nDetected at node Tile defined at (most recent call last):\n"
+        '  File "/home/me/memory/trainer/main.py", line 127, in <module>\n\n'
+        "OOM when allocating tensor with shape[256,1048576,1048576] and type float on /CPU:0\n"
+    )
+    with (
+        pytest.raises(UserError, match=r"^out of memory with all: none \(OOM when .* /CPU:0\)$"),
+        out_of_memory_reported("all", "none"),
+    ):
+        raise tf.errors.ResourceExhaustedError(None, None, text)
 
 
 def test_the_advice_counts_replicas_and_parts(linear_config):
