@@ -16,13 +16,16 @@ from trainer.failures import training_memory_advice
 from trainer.insight import memory
 from trainer.insight.memory import TrainingMemory
 from trainer.step.state import TrainState
+from trainer.step.train_step import CompiledPart
 from trainer.units import bytes_text
 
-# Shares of the free memory. From the first on, a run is warned. From the second on, a new run is
-# refused: it has no chance. The estimate is within 15 % of a step's peak on a CPU without XLA
-# (tests/insight/test_memory.py). XLA fuses operations, and needed down to 0.55 of the estimate for
-# the TPU programs of benchmarks/preflight-2026-11-25.md.
-_WARNING, _REFUSAL = 0.8, 2.0
+# Shares of the free memory. From the first on, a run is warned. From the others on, a new run is
+# refused: it has no chance. Without XLA, the estimate is within 15 % of a step's peak
+# (tests/insight/test_memory.py). XLA fuses operations: the TPU programs in
+# benchmarks/preflight-2026-11-25.md need 0.78 (ResNeXt-50) to 0.28 (MobileNetV3) of the estimate. A
+# device that XLA compiles for reports a lack of memory itself, unlike a host.
+_WARNING = 0.8
+_REFUSAL, _REFUSAL_WITH_XLA = 1.5, 4.0
 
 # Batches, uint8, that wait on the host: one is read, one joined from its groups, one prefetched.
 _WAITING_BATCHES = 3
@@ -40,25 +43,24 @@ class _Place(NamedTuple):
 def check_memory(
     config: Config,
     strategy: tf.distribute.Strategy,
+    compiled: CompiledPart,
     state: TrainState,
     channels: int,
     loop: tf.Graph,
     say: Callable[[str], None],
-    is_new: bool,
 ) -> None:
     """Warns of a batch that may not fit in the free memory, and refuses one that cannot.
 
-    A run far from it only pays for an upper bound, from the graph that it has traced.
+    A run far from it only pays for an upper bound, from the graph that it has traced. A run that
+    has trained with this batch before is not refused: the memory may be in use by the process that
+    it continues.
 
     Args:
         channels: of the images, 1 or 3.
         loop: the traced train loop.
-        is_new: whether no step was trained before. A run that trained with this batch is not
-            refused: the memory may be in use by the process that it continues.
 
     Raises:
-        UserError: for a batch that needs at least `_REFUSAL` times the free memory, with the
-            largest that fits.
+        UserError: for a batch that needs a multiple of the free memory, with the largest that fits.
     """
     sizes = (*config.data.train_sizes, config.data.image_size)
     # The loop is traced at one of the sizes. A step at the largest takes at most this much more.
@@ -79,33 +81,23 @@ def check_memory(
         return
     graph = memory.training_graph(config, state.model, channels)
     estimate = memory.training_memory(config, state.model, graph)
+    refusal = _REFUSAL if compiled == "nothing" else _REFUSAL_WITH_XLA
     for place in places:
         needed = estimate if place.has_step else TrainingMemory(((0, 0),))
         needed = needed.plus(waiting) if place.has_input else needed
-        _compare(config, strategy.num_replicas_in_sync, micro_batch, place, needed, say, is_new)
-
-
-def _compare(
-    config: Config,
-    num_replicas: int,
-    micro_batch: int,
-    place: _Place,
-    needed: TrainingMemory,
-    say: Callable[[str], None],
-    is_new: bool,
-) -> None:
-    share = place.replicas * needed.at(micro_batch) / max(place.free.bytes, 1)
-    if share < _WARNING:
-        return
-    fits = needed.batch_that_fits(round(_WARNING * place.free.bytes / place.replicas))
-    cause, advice = training_memory_advice(config, num_replicas, fits)
-    message = (
-        f"{cause} need about {bytes_text(place.replicas * needed.at(micro_batch))} of "
-        f"{place.free.of}, of which {bytes_text(place.free.bytes)} are free: {advice}"
-    )
-    if is_new and share >= _REFUSAL:
-        raise UserError(message)
-    say(f"warning: {message}")
+        share = place.replicas * needed.at(micro_batch) / max(place.free.bytes, 1)
+        if share < _WARNING:
+            continue
+        fits = needed.batch_that_fits(round(_WARNING * place.free.bytes / place.replicas))
+        cause, advice = training_memory_advice(config, strategy.num_replicas_in_sync, fits)
+        less = "" if compiled == "nothing" else " (with XLA, which fuses operations, less)"
+        message = (
+            f"{cause} need about {bytes_text(place.replicas * needed.at(micro_batch))}{less} of "
+            f"{place.free.of}, of which {bytes_text(place.free.bytes)} are free: {advice}"
+        )
+        if share >= refusal and state.global_step.numpy() == 0:
+            raise UserError(message)
+        say(f"warning: {message}")
 
 
 def _places(strategy: tf.distribute.Strategy, state: TrainState) -> list[_Place]:

@@ -125,8 +125,8 @@ def train_and_evaluate(
         evaluate = make_evaluate(config, strategy, state, eval_source, bad_examples)
         if step < total_steps:
             loop = train_loop.get_concrete_function(iterator, tf.constant(1)).graph
-            is_new = step == 0
-            check_memory(config, strategy, state, train_source.channels, loop, log.say, is_new)
+            part, channels = compilation.compiled, train_source.channels
+            check_memory(config, strategy, part, state, channels, loop, log.say)
         stopwatch.lap("trace")
 
         # 5. Train, loop by loop. At the end of each loop: write, evaluate if due, save if due. In
