@@ -70,6 +70,7 @@ def needed(config, run) -> memory.TrainingMemory:
     return memory.training_memory(config, model, memory.training_graph(config, model, 3))
 
 
+INPUT = 16 * 32 * 32 * 3  # bytes per image
 CPUS = ["/job:localhost/replica:0/task:0/device:CPU:0"]
 GPUS = [f"/job:localhost/replica:0/task:0/device:GPU:{i}" for i in range(2)]
 
@@ -97,12 +98,14 @@ def test_a_run_far_from_the_limit_pays_for_no_estimate(config, run, needed, host
 
 
 def test_a_warning_and_a_refusal_name_the_batch_that_fits(config, run, needed, host):
+    needed = needed.plus(INPUT)
     need = needed.at(BATCH)
     host(need / 0.7)
     assert run.check(config, CPUS) == []
     host(need / 1.4)
     (warning,) = run.check(config, CPUS)
-    assert re.match(r"warning: 4096 images at a time \(.*\) need about 8\d\d\.\d MiB of ", warning)
+    text = rf"warning: 4096 images at a time \(.*\) need about {need / 2**20:.1f} MiB of this "
+    assert re.match(text, warning)
     assert len(warning.splitlines()) == 1
     host(need / 3)
     with pytest.raises(UserError) as caught:
@@ -125,10 +128,10 @@ def test_a_warning_and_a_refusal_name_the_batch_that_fits(config, run, needed, h
 
 
 def test_replicas_on_one_host_share_its_memory(config, run, needed, host):
-    halves = CPUS * 2
-    host(2 * needed.at(BATCH // 2) / 0.7)
+    halves, half = CPUS * 2, needed.plus(INPUT // 2).at(BATCH // 2)
+    host(2 * half / 0.7)
     assert run.check(config, halves) == []
-    host(needed.at(BATCH // 2) / 0.7)
+    host(half / 0.7)
     (warning,) = run.check(config, halves)
     assert "2048 images at a time (data.global_batch_size 4096 / 2 replica(s)" in warning
 
@@ -144,12 +147,12 @@ def test_a_gpu_has_the_step_and_the_host_the_input(config, run, needed, host, mo
     )
     used: Any = {"current": 5}
     monkeypatch.setattr(tf.config.experimental, "get_memory_info", lambda _: used)
-    image = 32 * 32 * 3
-    host(3 * BATCH * image / 0.7)
+    batch = BATCH * INPUT // 16
+    host(8 * batch / 0.7)
     (warning,) = run.check(config, GPUS)
     assert "of the memory of GPU:1, of which" in warning
-    host(3 * BATCH * image / 3)
-    with pytest.raises(UserError, match=r"of this machine's memory, of which 12\.0 MiB"):
+    host(8 * batch / 3)
+    with pytest.raises(UserError, match=r"about 96\.0 MiB of this machine's .* which 32\.0 MiB"):
         run.check(config, GPUS)
 
 
