@@ -104,6 +104,8 @@ def training_memory_advice(
         f"{num_replicas} replica(s) / accumulation_steps {accumulation})"
     )
     most = replica_size if fits is None else fits
+    if fits is not None and accumulation == 1:
+        most = fits // 2  # parts take up to twice what a batch of their size does
     more = [
         n
         for n in range(accumulation + 1, replica_size + 1)

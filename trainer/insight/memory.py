@@ -28,8 +28,8 @@ _MARKER = 1009
 # matrix products, outside of TensorFlow's allocator. The number of copies at a time depends on what
 # the executor runs in parallel: VGG-11's step, in float32, takes 2.3 GiB with one thread for
 # operations, 2.6 or 2.7 with two, 2.7 with four.
-# With accumulation, a step held 1.7 to 1.8 times what one micro-batch does (ResNet-18 and -20, in 2
-# and 4 parts, without XLA; with it, a TPU's program has no such share).
+# With accumulation, a step held 1.7 to 1.9 times what one micro-batch does (ResNet-18 and -20, in 2
+# and 4 parts, without XLA; a TPU's program has no such share). The reason is not known.
 _ALLOWANCE = {"float32": 1.1, "mixed_bfloat16": 1.2, "mixed_float16": 1.2}
 _ACCUMULATION = 1.7
 _WASTE = 64 * 2**20
@@ -142,7 +142,7 @@ def training_memory(config: Config, model: tf_keras.Model, graph: tf.Graph) -> T
 
 def upper_bound(config: Config, model: tf_keras.Model, loop: tf.Graph) -> int:
     """Returns more bytes than a train step takes at one time: those of all tensors that a traced
-    train loop makes. It takes 1 % of the time of the trace, and `training_graph` a third.
+    train loop makes. It takes 1 % of the trace's time; an estimate takes a third of it or more.
 
     A part that all replicas of this process share counts once.
     """
