@@ -247,6 +247,15 @@ def test_a_batch_that_does_not_divide_is_refused(linear_config, data_dir, tmp_pa
         _train(config, tmp_path, data_dir, num_replicas=4)
 
 
+def test_a_batch_larger_than_an_epoch_is_refused(linear_config, data_dir, tmp_path):
+    config = with_data(linear_config, global_batch_size=1440)
+    with pytest.raises(
+        UserError, match=r"\(1,440\) is more than an epoch has: 1,437 .*global_batch_size=1436$"
+    ):
+        _train(config, tmp_path, data_dir, num_replicas=4)
+    assert not (tmp_path / "config.json").exists()
+
+
 @pytest.mark.parametrize(
     ("interval", "total", "expected"),
     [
