@@ -81,28 +81,56 @@ def out_of_memory_reported(cause: str, advice: str) -> Iterator[None]:
     try:
         yield
     except tf.errors.ResourceExhaustedError as error:
-        lines = error.message.splitlines()
+        # A line of a traceback may name a folder called memory.
+        lines = [line for line in error.message.splitlines() if not line.strip().startswith("File")]
         reason = next((text for text in lines if "OOM" in text or "memory" in text.lower()), None)
         if reason is None:  # another resource, such as open files
             raise
         raise UserError(f"out of memory with {cause}: {advice} ({reason.strip()[:200]})") from None
 
 
-def training_memory_advice(config: Config, num_replicas: int) -> tuple[str, str]:
-    """Returns what a train step needs its memory for, and what to try if there is too little."""
+def training_memory_advice(
+    config: Config, num_replicas: int, fits: int | None = None
+) -> tuple[str, str]:
+    """Returns what a train step needs its memory for, and what to try if there is too little.
+
+    Args:
+        fits: the images at a time that fit, if known.
+    """
     size, accumulation = config.data.global_batch_size, config.accumulation_steps
     replica_size = size // num_replicas
     cause = (
         f"{replica_size // accumulation} images at a time (data.global_batch_size {size} / "
         f"{num_replicas} replica(s) / accumulation_steps {accumulation})"
     )
-    advice = ["a smaller data.global_batch_size or data.image_size"]
-    more = [n for n in range(accumulation + 1, replica_size + 1) if replica_size % n == 0]
+    most = replica_size if fits is None else fits
+    if fits is not None and accumulation == 1:
+        most = fits // 2  # parts take up to twice what a batch of their size does
+    more = [
+        n
+        for n in range(accumulation + 1, replica_size + 1)
+        if replica_size % n == 0 and replica_size // n <= most
+    ]
+    advice = [_smaller_batch(config, num_replicas, fits)]
     if more:
         advice.insert(0, f"accumulation_steps={more[0]} (the same step in parts)")
     if config.precision == "float32":
         advice.append("precision=mixed_bfloat16")
     return cause, f"try, with --set and a new --workdir, {', or '.join(advice)}"
+
+
+def _smaller_batch(config: Config, num_replicas: int, fits: int | None) -> str:
+    if fits is None:
+        return "a smaller data.global_batch_size or data.image_size"
+    replica_size = fits * config.accumulation_steps
+    while config.augment.mixes and replica_size % 2:  # images are mixed in pairs
+        replica_size -= config.accumulation_steps
+    if replica_size <= 0:
+        return "a smaller model or data.image_size (not one image fits)"
+    return (
+        f"data.global_batch_size={replica_size * num_replicas} (the largest that fits) or a "
+        f"smaller data.image_size"
+    )
 
 
 @contextlib.contextmanager

@@ -84,7 +84,7 @@ def train() -> int:
         if folder.is_done:
             return _tell_again(folder)
     with recorded(folder, str(recipes.find(_CONFIG.path.value))) as history:
-        if config.model.weights and not folder.has_begun:
+        if config.model.weights and not folder.is_resumed:
             from trainer.models.weights.early import check_weights
 
             check_weights(config)

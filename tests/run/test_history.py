@@ -21,9 +21,11 @@ TRAIN = Split("train", "/data/train", "f00d", 1200, ("cat", "dog"), (700, 500), 
 
 
 def begin(path: Path) -> RunFolder:
+    """Returns the folder of a run that an earlier process has left."""
     folder = RunFolder(str(path), Config())
     folder.write_config(run_metadata(Config(), TRAIN, None))
-    return folder
+    folder._locks.close()
+    return RunFolder(str(path), Config())
 
 
 def ends(path: Path) -> list[tuple[str, int]]:
@@ -66,6 +68,47 @@ def test_an_error_before_the_run_begins_leaves_nothing(tmp_path):
         assert [event["kind"] for event in read_history(path)] == ["start"]
         raise UserError("no such data")
     assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_an_error_after_the_first_step_leaves_the_run(tmp_path):
+    folder = RunFolder(str(tmp_path / "run"), Config())
+    with pytest.raises(UserError), recorded(folder, "c.py"):
+        folder.write_config(run_metadata(Config(), TRAIN, None))
+        folder.metrics.write_text('{"kind": "train", "step": 1}\n')
+        raise UserError("bad example")
+    assert ends(tmp_path / "run") == [("error: bad example", 2)]
+
+
+def test_an_error_before_it_removes_all_that_the_run_has_written(tmp_path):
+    folder = RunFolder(str(tmp_path / "run"), Config())
+    with pytest.raises(UserError), recorded(folder, "c.py"):
+        folder.write_config(run_metadata(Config(), TRAIN, None))
+        (folder.path / "train").mkdir()
+        folder.metrics.write_text('{"kind": "startup", "step": 0}\n')
+        raise UserError("out of memory")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_images_named_as_workdir_keeps_them(tmp_path):
+    image = tmp_path / "train" / "cat" / "1.jpg"
+    image.parent.mkdir(parents=True)
+    image.touch()
+    folder = RunFolder(str(tmp_path), Config())
+    with pytest.raises(UserError), recorded(folder, "c.py"):
+        folder.write_config(run_metadata(Config(), TRAIN, None))
+        raise UserError("no such data")
+    assert [path.name for path in tmp_path.iterdir()] == ["train"]
+    assert image.exists()
+
+
+def test_another_worker_removes_nothing(tmp_path):
+    begin(tmp_path / "run")
+    with (
+        pytest.raises(UserError),
+        recorded(RunFolder(str(tmp_path / "run"), Config(), is_chief=False), "c.py"),
+    ):
+        raise UserError("no such data")
+    assert (tmp_path / "run" / "config.json").exists()
 
 
 def test_an_error_leaves_what_others_put_into_the_folder(tmp_path):

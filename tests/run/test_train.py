@@ -11,6 +11,7 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import strategy_of, with_data, with_model, with_optimizer
@@ -20,10 +21,10 @@ from trainer import config as config_lib
 from trainer.config import AugmentConfig, Config
 from trainer.data import pipeline
 from trainer.errors import DivergedError, PreemptedError, UserError
-from trainer.failures import training_memory_advice
+from trainer.failures import out_of_memory_reported, training_memory_advice
 from trainer.models.weights.saved import read_checkpoint
 from trainer.run import data as run_data
-from trainer.run import evaluation, train
+from trainer.run import evaluation, memory_check, train
 from trainer.run.folder import RunFolder
 from trainer.run.length import Length
 from trainer.run.log import RunLog, read_records
@@ -207,8 +208,18 @@ def test_a_divergence_is_named_and_the_checkpoint_kept(linear_config, data_dir, 
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
-def test_a_lack_of_memory_suggests_what_to_try(linear_config, data_dir, tmp_path):
-    """TensorFlow's own allocator refuses, in the first loop, after it has tried for ten seconds."""
+def test_a_batch_that_cannot_fit_is_refused_before_the_first_step(
+    linear_config, data_dir, tmp_path
+):
+    with pytest.raises(UserError, match=r"^96 images at a time .* \(not one image fits\)"):
+        _train(with_model(linear_config, "hungry"), tmp_path, data_dir)
+    assert read_records(tmp_path / "metrics.jsonl", "train") == []
+
+
+def test_a_lack_of_memory_suggests_what_to_try(linear_config, data_dir, tmp_path, monkeypatch):
+    """On a system that does not say what is free, TensorFlow's own allocator refuses, in the first
+    loop, after it has tried for ten seconds."""
+    monkeypatch.setattr(memory_check, "free_host_memory", lambda: None)
     with pytest.raises(UserError) as caught:
         _train(with_model(linear_config, "hungry"), tmp_path, data_dir)
     message = str(caught.value)
@@ -218,6 +229,20 @@ def test_a_lack_of_memory_suggests_what_to_try(linear_config, data_dir, tmp_path
     )
     assert len(message.splitlines()) == 1
     assert read_records(tmp_path / "metrics.jsonl", "train") == []
+
+
+def test_the_reason_is_not_a_line_of_the_traceback():
+    """TensorFlow's message as of 2.21, from a checkout in a folder called memory."""
+    text = (
+        "Graph execution error:\n\nDetected at node Tile defined at (most recent call last):\n"
+        '  File "/home/me/memory/trainer/main.py", line 127, in <module>\n\n'
+        "OOM when allocating tensor with shape[256,1048576,1048576] and type float on /CPU:0\n"
+    )
+    with (
+        pytest.raises(UserError, match=r"^out of memory with all: none \(OOM when .* /CPU:0\)$"),
+        out_of_memory_reported("all", "none"),
+    ):
+        raise tf.errors.ResourceExhaustedError(None, None, text)
 
 
 def test_the_advice_counts_replicas_and_parts(linear_config):
@@ -243,6 +268,15 @@ def test_a_batch_that_does_not_divide_is_refused(linear_config, data_dir, tmp_pa
         UserError, match=r"\(97\) must be divisible by the number of replicas \(4\)"
     ):
         _train(config, tmp_path, data_dir, num_replicas=4)
+
+
+def test_a_batch_larger_than_an_epoch_is_refused(linear_config, data_dir, tmp_path):
+    config = with_data(linear_config, global_batch_size=1440)
+    with pytest.raises(
+        UserError, match=r"\(1,440\) is more than an epoch has: 1,437 .*global_batch_size=1436$"
+    ):
+        _train(config, tmp_path, data_dir, num_replicas=4)
+    assert not (tmp_path / "config.json").exists()
 
 
 @pytest.mark.parametrize(

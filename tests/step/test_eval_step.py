@@ -1,5 +1,7 @@
 """The evaluation: every example counts once, and an undecided model is wrong."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -13,7 +15,7 @@ from trainer.step.state import TrainState
 @pytest.mark.parametrize("num_replicas", [1, 2, 4])
 @pytest.mark.parametrize("eval_batch_size", [1437, 256, 1000, 7000])
 def test_evaluation_counts_every_example_once(small_config, digits, num_replicas, eval_batch_size):
-    """Few of the sizes divide 1,437, and 7,000 leaves whole replicas without examples."""
+    """Few of the sizes divide 1,437, and 1,000 leaves whole replicas without examples."""
     config = with_data(with_model(small_config, "linear"), eval_batch_size=eval_batch_size)
     strategy = strategy_of(num_replicas)
     with strategy.scope():
@@ -36,6 +38,16 @@ def test_evaluation_counts_every_example_once(small_config, digits, num_replicas
     assert float(totals.top5) == right[:, :5].sum()
     expected = -log_probabilities[np.arange(len(labels)), labels].sum()
     assert float(totals.loss) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_batch_is_at_most_the_examples(small_config, digits):
+    """A tiny set in a large batch would be decoded and computed as copies of its last example."""
+    config = with_data(small_config, eval_batch_size=100_000)
+    for num_replicas, rows in ((1, 1437), (4, 360)):
+        context = tf.distribute.InputContext(num_replicas_in_sync=num_replicas)
+        spec: Any = eval_dataset(config, digits, context).element_spec
+        assert spec[0].shape[0] == rows
+        assert eval_steps(config, digits, num_replicas) == 1
 
 
 @pytest.mark.parametrize("logit", [0.0, float("nan")])

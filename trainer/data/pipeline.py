@@ -63,7 +63,7 @@ def eval_dataset(
     The weight, float32 `[per_replica_batch_size]`, is 1.0 for an example, 0.0 for a bad one that is
     skipped, and 0.0 for the last example's copies, which pad the last batch.
     """
-    batch_size = _eval_rows(config, context.num_replicas_in_sync)
+    batch_size = _eval_rows(config, source, context.num_replicas_in_sync)
     load = _load(_eval_loader(config, source), on_bad)
 
     def group(positions: tf.Tensor):
@@ -227,11 +227,12 @@ def first_bad_in_evaluation(config: Config, source: Source) -> str | None:
 
 def eval_steps(config: Config, source: Source, num_replicas: int) -> int:
     """Returns the number of evaluation batches that hold every example once."""
-    return math.ceil(len(source) / (_eval_rows(config, num_replicas) * num_replicas))
+    return math.ceil(len(source) / (_eval_rows(config, source, num_replicas) * num_replicas))
 
 
-def _eval_rows(config: Config, num_replicas: int) -> int:
-    return math.ceil(config.data.eval_batch_size / num_replicas)
+def _eval_rows(config: Config, source: Source, num_replicas: int) -> int:
+    """Returns the rows of a replica's evaluation batch: never more than the examples need."""
+    return math.ceil(min(config.data.eval_batch_size, len(source)) / num_replicas)
 
 
 def _with_options(dataset: tf.data.Dataset) -> tf.data.Dataset:

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ def default_path(config_path: str, config: Config) -> str:
 
 class RunFolder:
     """The folder of one run, owned by this process until it ends, in whatever way.
+
+    Attributes:
+        is_resumed: whether an earlier process has left a run here.
 
     Args:
         path: the folder; created if needed.
@@ -44,6 +48,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self._config_file = self.path / "config.json"
         self._done_file = self.path / "DONE"
+        self.is_resumed = self._config_file.exists() or self.checkpoints.exists()
         self._locks = contextlib.ExitStack()  # held until this process ends
         if self.is_chief:
             self._make_and_lock()
@@ -51,7 +56,7 @@ class RunFolder:
 
     def _make_and_lock(self) -> None:
         path = self.path / ".lock"
-        # The folders that are new, the innermost first: removed if the run does not begin.
+        # Removed if the run does not begin: the folders that are new, the innermost first.
         self._made = [f for f in (self.path, *self.path.parents) if not f.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -104,14 +109,21 @@ class RunFolder:
 
     @property
     def has_begun(self) -> bool:
-        """Whether there is a run in it, which this process or an earlier one has written."""
-        return self._config_file.exists() or self.checkpoints.exists()
+        """Whether a step of the run is done, or an earlier process has left a run here."""
+        if self.is_resumed:
+            return True
+        try:
+            return '"kind": "train"' in self.metrics.read_text(encoding="utf-8")
+        except OSError:
+            return False
 
     def remove(self) -> None:
-        """Removes what this process has made of a run that has not begun."""
+        """Removes a run that has not begun; of a folder that was there before, only its files."""
         if not self.is_chief:
             return
-        for name in ("history.jsonl", ".lock"):
+        if self.path in self._made:
+            shutil.rmtree(self.path, ignore_errors=True)
+        for name in ("config.json", "history.jsonl", ".lock"):
             (self.path / name).unlink(missing_ok=True)
         for folder in self._made:
             with contextlib.suppress(OSError):  # something else is in it

@@ -95,8 +95,7 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
 def recorded(folder: RunFolder, config_file: str) -> Iterator[History]:
     """Records the start of this process, and its end with the reason, in the run's history.
 
-    If it ends with an error before the run has begun, which it does with its config.json, nothing
-    of it is left.
+    If it ends with an error before a first step is done, nothing of the run is left.
 
     Args:
         config_file: the path of the config's file; its text is recorded.

@@ -12,7 +12,7 @@ from trainer.data import decoder_log
 from trainer.data.bad_examples import BadExamples
 from trainer.data.pipeline import first_bad_in_training, train_input
 from trainer.data.splits.split import Split
-from trainer.devices.checks import check_batch_size
+from trainer.devices.checks import check_batch_in_epoch, check_batch_size
 from trainer.devices.compilation import choose_compilation
 from trainer.devices.strategy import checkpoint_device
 from trainer.errors import PreemptedError
@@ -30,6 +30,7 @@ from trainer.run.identity import run_metadata
 from trainer.run.initial_weights import load_initial_weights
 from trainer.run.length import run_length
 from trainer.run.log import RunLog, read_records
+from trainer.run.memory_check import check_memory
 from trainer.run.pace import Pace
 from trainer.run.progress import Phase
 from trainer.run.signals import StopRequest
@@ -75,6 +76,7 @@ def train_and_evaluate(
     steps_per_epoch, total_steps = length.steps_per_epoch, length.total_steps
     agreement = Agreement(strategy)
     check_same_start(agreement, 0, *splits)  # before one worker alone refuses its data
+    check_batch_in_epoch(config, num_replicas, len(train_source))
     metadata = run_metadata(as_given, *splits, weights_identity(config.model.weights))
     changes = [*changes, *folder.refuse_another_run(metadata)]
     stopwatch.lap("data")
@@ -130,7 +132,9 @@ def train_and_evaluate(
             )
         if step < total_steps:
             with log.doing(Phase.TRACING):
-                train_loop.get_concrete_function(iterator, tf.constant(1))
+                loop = train_loop.get_concrete_function(iterator, tf.constant(1)).graph
+            part, channels = compilation.compiled, train_source.channels
+            check_memory(config, strategy, part, state, channels, loop, log.say)
         stopwatch.lap("trace")
 
         # 5. Train, loop by loop. At the end of each loop: write, evaluate if due, save if due. In
