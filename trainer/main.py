@@ -81,7 +81,7 @@ def train() -> int:
     folder = RunFolder(workdir, config, is_chief=cluster is None or cluster.rank == 0)
     if metadata := identity.metadata_of_found(config, splits):
         folder.refuse_another_run(metadata)
-        if folder.is_done:
+        if folder.is_done and folder.is_known:
             return _tell_again(folder)
     with recorded(folder, str(recipes.find(_CONFIG.path.value))) as history:
         if config.model.weights and not folder.is_resumed:
@@ -114,7 +114,7 @@ def train() -> int:
             summary = train_and_evaluate(
                 config, strategy, folder, _DATA_DIR.value, stopwatch, splits, history.changes()
             )
-    if folder.is_done:  # known only now, since only the user's own module could tell its data
+    if folder.is_done:  # known only now: the user's own module, or the checkpoints, tell its data
         return _tell_again(folder)
     text = summary.text(folder.path)
     if folder.is_chief:

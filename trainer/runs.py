@@ -30,7 +30,11 @@ def runs() -> int:
         folders = runs_in(Path("runs"))
         if not folders:
             raise UserError("runs/: has no runs; name the folder of one")
-        print("\n".join(map(summarize_run, folders)))
+        for folder in folders:
+            try:
+                print(summarize_run(folder))
+            except UserError as error:  # of one; the others are as they are
+                print(error)
         return EXIT_DONE
     print("\n\n".join(map(describe_run, folders)))
     return EXIT_DONE
@@ -39,7 +43,14 @@ def runs() -> int:
 def _named(arguments: Sequence[str]) -> list[str]:
     """Returns the arguments with `RUN` as `--run=RUN`: absl's flags have names."""
     program, *words = arguments
-    return [program, *(word if word.startswith("-") else f"--run={word}" for word in words)]
+    before = ("", *words)
+    return [
+        program,
+        *(
+            word if word.startswith("-") or flag in ("-run", "--run") else f"--run={word}"
+            for flag, word in zip(before, words, strict=False)
+        ),
+    ]
 
 
 def main() -> None:

@@ -191,6 +191,12 @@ def test_fields_that_contradict_each_other(assignments, parts, repair):
     override(Config(), [repair, *assignments])
 
 
+def test_images_are_not_held_out_for_no_evaluation():
+    message = refusal("data.name=folder", "data.eval_fraction=0.1", "data.eval_split=none")
+    assert message.startswith("data.eval_fraction (0.1): ")
+    assert "data.eval_split is none" in message
+
+
 @pytest.mark.parametrize("text", ["0.4,0.5", "()"])
 def test_mean_and_std_of_different_lengths(text):
     message = refusal(f"data.mean={text}")

@@ -191,6 +191,8 @@ def test_the_note_comes_once_and_names_the_command(monkeypatch):
     [
         ({"eval_split": "test"}, "--splits=train,test --to"),
         ({"eval_split": "val", "eval_fraction": 0.1}, "--eval_fraction=0.1 --to"),
+        ({"eval_split": "val", "path": "photos"}, "--source=d/photos --to"),
+        ({"eval_split": None}, None),
         ({"name": "tfrecord"}, None),
     ],
 )

@@ -327,6 +327,10 @@ def test_classes_without_splits_are_seen(write):
         f"{root}/train: cannot be listed (No such file or directory); {root} has folders of "
         f"images without splits: --set data.eval_fraction=0.1"
     )
+    assert refused(any_classes(eval_split=None), "train", root).endswith(
+        f"; {root} has folders of images without splits: name {root.parent} with --data_dir, and "
+        f"--set data.train_split=photos"
+    )
 
 
 def test_splits_in_the_place_of_classes_are_seen(write):

@@ -185,6 +185,7 @@ SHAPES = "it must return images, uint8 [2, 8, 8, 1], and labels, int32 [2]"
             "not (8, 8)",
         ),
         (edited("in_graph = True", "in_graph = 1"), "in_graph must be True or False, not 1"),
+        (edited("in_graph = True", "in_graph, fingerprint = True, 1"), "fingerprint must be text"),
         (edited('return f"square {index}"', "return index"), "describe must return text, not 0"),
         (
             edited("// 255))[..., None]", "// 255))"),

@@ -1,13 +1,16 @@
 """A run's history: each start and end, and what `python -m trainer.runs` tells of it."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from absl import flags as absl_flags
 
 from tests.verb_runs import only_line, run_main
+from trainer import runs
 from trainer.config import Config
 from trainer.data.splits.split import Split
 from trainer.errors import DivergedError, GroupError, PreemptedError, UserError
@@ -101,6 +104,32 @@ def test_a_folder_of_images_named_as_workdir_keeps_them(tmp_path):
     assert image.exists()
 
 
+def test_an_error_removes_no_file_of_a_run_s_name_that_was_there(tmp_path):
+    for name in ("history.jsonl", "metrics.jsonl"):
+        (tmp_path / name).write_text("mine\n")
+    (tmp_path / "eval").mkdir()
+    with pytest.raises(UserError), recorded(RunFolder(str(tmp_path), Config()), "c.py"):
+        (tmp_path / "checkpoints").mkdir()
+        (tmp_path / "checkpoints" / "ckpt-0.index").touch()
+        (tmp_path / "train").mkdir()
+        raise UserError("out of memory")
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["eval", "history.jsonl", "metrics.jsonl"]
+    assert (tmp_path / "metrics.jsonl").read_text() == "mine\n"
+    assert (tmp_path / "history.jsonl").read_text().startswith("mine\n")
+    assert ends(tmp_path) == [("error: out of memory", 2)]
+
+
+def test_a_history_that_cannot_be_written_hides_no_error(tmp_path, capsys):
+    folder = begin(tmp_path)
+    (tmp_path / FILE).mkdir()
+    with pytest.raises(UserError, match="bad example"), recorded(folder, "c.py"):
+        raise UserError("bad example")
+    assert capsys.readouterr().err == (
+        f"warning: {tmp_path / FILE}: cannot be written (Is a directory)\n"
+    )
+
+
 def test_another_worker_removes_nothing(tmp_path):
     begin(tmp_path / "run")
     with (
@@ -175,6 +204,34 @@ def test_the_verb_needs_no_tensorflow(tmp_path_factory, tmp_path):
     assert shown.stdout.startswith("runs/one: not done\n  command   unknown")
     message = only_line(run_main("nope", pythonpath=path, cwd=tmp_path, verb="trainer.runs"))
     assert message.startswith("nope: is not the folder of a run: it has no config.json; ")
+
+
+@pytest.mark.parametrize("flags", [["R"], ["--run=R"], ["--run", "R"], ["-run", "R"]])
+def test_a_run_may_be_named_with_and_without_its_flag(flags):
+    program, *words = runs._named(["runs", *flags, "S", "--verbosity=0"])
+    known = runs._RUN.name
+    assert program == "runs"
+    parsed = absl_flags.FlagValues()
+    absl_flags.DEFINE_multi_string(known, [], "", flag_values=parsed)
+    assert parsed(["runs", *words[:-1]]) == ["runs"]
+    assert parsed[known].value == ["R", "S"]
+
+
+def test_a_folder_that_is_no_run_does_not_hide_the_others(tmp_path):
+    begin(tmp_path / "runs" / "good")
+    (tmp_path / "runs" / "bad").mkdir()
+    (tmp_path / "runs" / "bad" / "config.json").write_text("{}")
+    listed = subprocess.run(
+        [sys.executable, "-m", "trainer.runs"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(runs.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    bad, good = listed.stdout.splitlines()
+    assert bad == "runs/bad/config.json: cannot be read ('config')"
+    assert good.startswith("runs/good: ")
 
 
 def test_the_command_is_as_it_was_typed(tmp_path):

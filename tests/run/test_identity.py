@@ -168,7 +168,7 @@ ROWS: dict[str, tuple[str, list[tuple[Start, str]]]] = {
     ),
     "place of the data": (
         "a line",
-        [(moved("data", "/b"), "the same data at another place: /a/train when the run began, /b/")],
+        [(moved("data", "/b"), "the same data at another place: /a/train before, /b/")],
     ),
     "place of the weights": (
         "a line",
@@ -277,6 +277,46 @@ def test_a_run_of_an_earlier_version_resumes_on_as_many_images(tmp_path):
     assert folder.refuse_another_run(Start().metadata()) == []
     with pytest.raises(UserError, match="80 training examples when it began, 91 now"):
         folder.refuse_another_run(changed("train.num_examples", 91).metadata())
+
+
+def test_a_run_of_an_earlier_version_held_other_images_out(tmp_path):
+    config = config_lib.override(CONFIG, ["data.name=folder", "data.eval_fraction=0.1"])
+    old = {**Start(config=config).metadata(), "train_examples": 80}
+    del old["data"], old["weights"]
+    RunFolder(str(tmp_path), config).write_config(old)
+    leave_checkpoint(tmp_path)
+    folder = RunFolder(str(tmp_path), config, is_chief=False)
+    with pytest.raises(UserError, match=r"data\.eval_fraction holds out other images than"):
+        folder.refuse_another_run(Start(config=config).metadata())
+
+
+def test_a_run_keeps_what_its_first_weights_were(tmp_path):
+    folder = RunFolder(str(tmp_path), CONFIG)
+    folder.write_config(Start().metadata())
+    leave_checkpoint(tmp_path)
+    for fingerprint in ("other", ""):  # another file under the name; none
+        now = Start(weights={**WEIGHTS, "fingerprint": fingerprint}).metadata()
+        folder.write_config(folder.as_it_began(now))
+        saved = folder.read_config()
+        assert saved is not None
+        assert saved["weights"] == WEIGHTS
+
+
+def test_a_relative_place_is_the_same_as_an_absolute_one(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    start = Start(train=TRAIN._replace(place="a"), evaluation=EVAL._replace(place="gs://b"))
+    data = start.metadata()["data"]
+    assert (data["train"]["place"], data["eval"]["place"]) == (str(tmp_path / "a"), "gs://b")
+
+
+def test_a_finished_run_without_its_config_is_told_by_its_checkpoints(tmp_path):
+    folder = RunFolder(str(tmp_path), CONFIG)
+    folder.write_done("best 1.0")
+    assert folder.is_known
+    leave_checkpoint(tmp_path)
+    assert not folder.is_known
+    folder.write_config(Start().metadata())
+    assert folder.is_known
 
 
 def test_a_run_without_a_checkpoint_starts_anew_on_other_data(tmp_path):

@@ -402,6 +402,11 @@ class Config(Section):
                 f"data.eval_fraction ({data.eval_fraction}) is for data.name 'folder', not "
                 f"{data.name!r}"
             )
+        if data.eval_fraction is not None and data.eval_split is None:
+            raise UserError(
+                f"data.eval_fraction ({data.eval_fraction}): holds images out to evaluate on, but "
+                f"data.eval_split is none: leave one of them out"
+            )
         if data.eval_fraction is not None and data.train_split == data.eval_split:
             raise UserError(
                 f"data.eval_split ({data.eval_split!r}) must differ from data.train_split, also "

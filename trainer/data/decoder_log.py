@@ -14,6 +14,7 @@ import re
 import shlex
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Self, TypeVar
 
 from trainer.config import DataConfig
@@ -124,9 +125,9 @@ def first_note(data: DataConfig, data_dir: str) -> str | None:
         f"the image decoders have warned {tally.count:,} time(s) so far, such as "
         f"{tally.example!r}: such images are used as they are decoded"
     )
-    if data.name != "folder":
+    if data.name != "folder" or data.eval_split is None:  # `prepare` has two splits
         return note
-    flags = [f"--source={data_dir}"]
+    flags = [f"--source={Path(data_dir) / (data.path or '')}"]
     splits = f"{data.train_split},{data.eval_split}"
     if splits != "train,val":
         flags.append(f"--splits={splits}")

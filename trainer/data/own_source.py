@@ -53,7 +53,9 @@ def _wrong_value(source: Any) -> str | None:
         return f".in_graph must be True or False, not {source.in_graph!r}"
     if len(source) and not isinstance(source.describe(0), str):
         return f".describe must return text, not {source.describe(0)!r}"
-    return None
+    fingerprint = getattr(source, "fingerprint", "")
+    is_text = isinstance(fingerprint, str)
+    return None if is_text else f".fingerprint must be text, not {fingerprint!r}"
 
 
 def _wrong_examples(source: Any) -> str | None:

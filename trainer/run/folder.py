@@ -17,6 +17,12 @@ from trainer.errors import UserError
 from trainer.files import locked, write_atomically
 from trainer.run import identity
 
+# What a run writes before its first step is done, in the order in which it is removed.
+_WRITTEN = (
+    *("config.json", "history.jsonl", "metrics.jsonl", "bad_examples.txt"),
+    *("checkpoints", "train", "eval", ".lock"),
+)
+
 
 def default_path(config_path: str, config: Config) -> str:
     """`runs/<config>-<hash of the fields that change results>`."""
@@ -56,8 +62,10 @@ class RunFolder:
 
     def _make_and_lock(self) -> None:
         path = self.path / ".lock"
-        # Removed if the run does not begin: the folders that are new, the innermost first.
+        # Removed if the run does not begin: the folders that are new, the innermost first, and what
+        # a run writes, unless it was there before.
         self._made = [f for f in (self.path, *self.path.parents) if not f.exists()]
+        self._new = [self.path / name for name in _WRITTEN if not (self.path / name).exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = self._locks.enter_context(locked(path, wait=False))
@@ -96,9 +104,9 @@ class RunFolder:
         Raises:
             UserError: if the folder holds a run on other data, or from other weights.
         """
-        saved = self.read_config()
-        if saved is None or not (self.is_done or any(self.checkpoints.glob("ckpt-*.index"))):
-            return []  # nothing to resume, and nothing to lose: it starts anew on these data
+        saved = self._read_config_to_resume()
+        if saved is None:
+            return []  # it starts anew on these data; or the checkpoints tell what it is
         identity.refuse_another_run(
             metadata,
             saved,
@@ -106,6 +114,20 @@ class RunFolder:
             "undo that change to resume it, or name another folder",
         )
         return identity.notes(metadata, saved)
+
+    def as_it_began(self, metadata: identity.Metadata) -> dict[str, Any]:
+        """Returns the metadata to save: those of `identity.run_metadata`, and of a run that
+        resumes, the weights that it began with."""
+        saved = self._read_config_to_resume()
+        return dict(metadata) if saved is None else identity.as_it_began(metadata, saved)
+
+    def _read_config_to_resume(self) -> dict[str, Any] | None:
+        """Returns what `write_config` saved, or None if there is nothing to resume or to lose."""
+        is_run = self.is_done or self._has_checkpoint()
+        return self.read_config() if is_run else None
+
+    def _has_checkpoint(self) -> bool:
+        return any(self.checkpoints.glob("ckpt-*.index"))
 
     @property
     def has_begun(self) -> bool:
@@ -118,13 +140,14 @@ class RunFolder:
             return False
 
     def remove(self) -> None:
-        """Removes a run that has not begun; of a folder that was there before, only its files."""
+        """Removes a run that has not begun, and nothing that was there before."""
         if not self.is_chief:
             return
-        if self.path in self._made:
-            shutil.rmtree(self.path, ignore_errors=True)
-        for name in ("config.json", "history.jsonl", ".lock"):
-            (self.path / name).unlink(missing_ok=True)
+        for path in self._new:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
         for folder in self._made:
             with contextlib.suppress(OSError):  # something else is in it
                 folder.rmdir()
@@ -152,6 +175,11 @@ class RunFolder:
     @property
     def is_done(self) -> bool:
         return self._done_file.exists()
+
+    @property
+    def is_known(self) -> bool:
+        """Whether what the run is can be told without TensorFlow, which reads the checkpoints."""
+        return self._config_file.exists() or not self._has_checkpoint()
 
     def write_done(self, summary: str) -> None:
         write_atomically(self._done_file, summary + "\n")

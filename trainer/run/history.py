@@ -7,6 +7,7 @@ import contextlib
 import datetime
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,9 +43,19 @@ class History:
         self._enabled = folder.is_chief
 
     def add(self, kind: str, values: Event) -> None:
-        """Appends an event with the present time. It is on the disk when this returns."""
+        """Appends an event with the present time. It is on the disk when this returns.
+
+        If it cannot be written, there is a warning, and nothing more is: the run matters more.
+        """
         if not self._enabled:
             return
+        try:
+            self._append(kind, values)
+        except OSError as error:
+            self._enabled = False
+            print(f"warning: {self._path}: cannot be written ({error.strerror})", file=sys.stderr)
+
+    def _append(self, kind: str, values: Event) -> None:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         line = json.dumps({"kind": kind, "time": now, **values})
         with self._path.open("a+b") as file:
@@ -95,20 +106,20 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
 def recorded(folder: RunFolder, config_file: str) -> Iterator[History]:
     """Records the start of this process, and its end with the reason, in the run's history.
 
-    If it ends with an error before a first step is done, nothing of the run is left.
+    If it ends with an error before a first step is done, nothing of the run is left, and what was
+    there before stays.
 
     Args:
         config_file: the path of the config's file; its text is recorded.
     """
     history = History(folder)
-    history.add("start", {**environment(), "config_file": config_file, **_text_of(config_file)})
     try:
+        history.add("start", {**environment(), "config_file": config_file, **_text_of(config_file)})
         yield history
     except BaseException as error:
+        history.add("end", _end(error))
         if isinstance(error, UserError | KeyboardInterrupt) and not folder.has_begun:
             folder.remove()
-        else:
-            history.add("end", _end(error))
         raise
     history.add("end", {"reason": "done", "exit_code": EXIT_DONE})
 

@@ -5,6 +5,7 @@ here are in `config.json` and in every checkpoint. docs/training.md has a table 
 what is noted, and what is free.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
@@ -74,11 +75,16 @@ def _described(split: Split) -> dict[str, Any]:
     counts = split.class_counts
     return {
         "split": split.name,
-        "place": split.place,
+        "place": _absolute(split.place),
         "fingerprint": split.fingerprint,
         "examples": split.num_examples,
         "class_counts": None if counts is None else list(counts),
     }
+
+
+def _absolute(place: str) -> str:
+    """Returns a place that means the same in another folder, if it is a path and no address."""
+    return place if not place or "://" in place else os.path.abspath(place)  # noqa: PTH100 (links stay)
 
 
 def config_differences(config: Config, saved: Metadata) -> list[str]:
@@ -115,16 +121,25 @@ def notes(now: Metadata, saved: Metadata) -> list[str]:
         is_now, was = (one.get("data", {}).get(kind) for one in (now, saved))
         if is_now and was and is_now["place"] != was["place"]:
             lines.append(
-                f"the same data at another place: {was['place']} when the run began, "
-                f"{is_now['place']} now"
+                f"the same data at another place: {was['place']} before, {is_now['place']} now"
             )
     if now["weights"] and saved.get("weights"):
         path, was = now["weights"]["path"], saved["weights"]["path"]
-        if not _same_weights(now, saved):
+        if not now["weights"]["fingerprint"]:
+            lines.append(f"model.weights ({path}): is not there any more, and is not needed")
+        elif not _same_weights(now, saved):
             lines.append(f"model.weights ({path}): has changed since the run began with it")
         elif path != was:
             lines.append(f"model.weights: the same weights at {path}, {was} when the run began")
     return lines
+
+
+def as_it_began(now: Metadata, saved: Metadata) -> dict[str, Any]:
+    """Returns the metadata of a run that resumes: its weights are those that it began with."""
+    weights = now["weights"]
+    if weights and saved.get("weights"):
+        weights = {**weights, "fingerprint": saved["weights"]["fingerprint"]}
+    return {**now, "weights": weights}
 
 
 def refuse_another_run(now: Metadata, saved: Metadata, where: str, advice: str) -> None:
@@ -151,6 +166,8 @@ def _class_differences(now: Sequence[str], saved: Sequence[str]) -> list[str]:
 def _split_differences(kind: str, now: Metadata, saved: Metadata) -> list[str]:
     is_now = now["data"][kind]
     if "data" not in saved:  # a run of an earlier version
+        if kind == "train" and now["config"].get("data.eval_fraction") is not None:
+            return ["data.eval_fraction holds out other images than in the version that began it"]
         examples = saved.get("train_examples")
         if kind == "eval" or examples is None or examples == is_now["examples"]:
             return []

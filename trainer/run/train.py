@@ -79,6 +79,7 @@ def train_and_evaluate(
     check_batch_in_epoch(config, num_replicas, len(train_source))
     metadata = run_metadata(as_given, *splits, weights_identity(config.model.weights))
     changes = [*changes, *folder.refuse_another_run(metadata)]
+    metadata = folder.as_it_began(metadata)
     stopwatch.lap("data")
 
     # 3. State and loops, and the state's values: new, or where the last process left them.

@@ -59,7 +59,11 @@ def advice(folder: Path, root: Path, splits: tuple[str, str | None], flags: Flag
         flag = flags.train_split if trains else flags.eval_split
         return f"{root} has {near}: {flag.format(train=train, eval=evaluation)}"
     if with_images:
-        return f"{root} has folders of images without splits: {flags.eval_fraction}0.1"
+        train = flags.train_split.format(train=root.absolute().name, eval="")
+        without = f"name {above} with {flags.root}, and {train}"  # evaluation
+        held_out = f"{flags.eval_fraction}0.1"
+        what = without if splits[1] is None else held_out
+        return f"{root} has folders of images without splits: {what}"
     there = f"it has the folders {named(names)}" if names else "it has no folders"
     both = dict.fromkeys((flags.train_split, flags.eval_split))  # of prepare, they are one
     set_splits = " ".join(flag.format(train="…", eval="…") for flag in both)
