@@ -20,7 +20,7 @@ from trainer.run import identity
 # What a run writes before its first step is done, in the order in which it is removed.
 _WRITTEN = (
     *("config.json", "history.jsonl", "metrics.jsonl", "bad_examples.txt"),
-    *("checkpoints", "train", "eval", ".lock"),
+    *("checkpoints", "train", "eval"),
 )
 
 
@@ -54,10 +54,10 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self._config_file = self.path / "config.json"
         self._done_file = self.path / "DONE"
-        self.is_resumed = self._config_file.exists() or self.checkpoints.exists()
         self._locks = contextlib.ExitStack()  # held until this process ends
         if self.is_chief:
             self._make_and_lock()
+        self.is_resumed = self._config_file.exists() or self.checkpoints.exists()
         self._refuse_another_config(config)
 
     def _make_and_lock(self) -> None:
@@ -65,7 +65,7 @@ class RunFolder:
         # Removed if the run does not begin: the folders that are new, the innermost first, and what
         # a run writes, unless it was there before.
         self._made = [f for f in (self.path, *self.path.parents) if not f.exists()]
-        self._new = [self.path / name for name in _WRITTEN if not (self.path / name).exists()]
+        locks = [] if path.exists() else [path]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = self._locks.enter_context(locked(path, wait=False))
@@ -81,6 +81,9 @@ class RunFolder:
             raise UserError(
                 f"--workdir={self.path}: {what} ({error.strerror}); name another folder"
             ) from None
+        # Now that no other process can write here.
+        self._new = [self.path / name for name in _WRITTEN if not (self.path / name).exists()]
+        self._new += locks
         lock.write(f"{os.getpid()}\n")
         lock.truncate()
         lock.flush()
