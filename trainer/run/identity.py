@@ -5,6 +5,7 @@ here are in `config.json` and in every checkpoint. docs/training.md has a table 
 what is noted, and what is free.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
@@ -74,7 +75,7 @@ def _described(split: Split) -> dict[str, Any]:
     counts = split.class_counts
     return {
         "split": split.name,
-        "place": split.place,
+        "place": os.path.abspath(split.place) if split.place else "",  # noqa: PTH100  # keeps links
         "fingerprint": split.fingerprint,
         "examples": split.num_examples,
         "class_counts": None if counts is None else list(counts),
