@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from tests.conftest import RECIPE, strategy_of
 from tests.models.test_families import config_of, losses, weights
-from tests.small_models import ONE_BLOCK, TINY_RS, TINY_VGG, UNCONNECTED
+from tests.small_models import ONE_BLOCK, TINY_VGG, UNCONNECTED
 from tests.step.test_host_loop import assert_no_host_work, with_options
 from tests.step_runs import Run
 from trainer.insight.anatomy import anatomy, watching
