@@ -33,6 +33,7 @@ class Sample(NamedTuple):
     command: tuple[str, ...]
     shown: str
     is_exact: bool = True  # the same on every machine, so that a test compares it
+    at_start: bool = False  # only the lines before the first that is not shown
 
 
 def _main(*arguments: str) -> tuple[str, ...]:
@@ -48,7 +49,7 @@ SAMPLES = {
     "resnet50": Sample(
         ("-m", "trainer.inspect", "--model=resnet50"), "output  parameters|^stem|stage4|^total"
     ),
-    "first-run": Sample(_FIRST, "^resnet20|XLA off|logs and|^[0-9]+ steps$", is_exact=False),
+    "first-run": Sample(_FIRST, "^resnet20|XLA off|logs and|^[0-9]+ steps$", False, at_start=True),
     "done": Sample(_FIRST, "^already done", is_exact=False),
     "default-run": Sample(_DEFAULT, "epoch 25.0.*evaluated|^best accuracy", is_exact=False),
     "default-start": Sample(
@@ -56,7 +57,7 @@ SAMPLES = {
     ),
     "preflight": Sample(
         ("-m", "trainer.preflight", "--config=configs/imagenet_resnet50.py", "--tpu=v5e:2x4"),
-        ".",
+        "^(resnet50,|compiles|peak|FLOPs|all-reduces|step time)",
         is_exact=False,
     ),
 }
@@ -72,12 +73,14 @@ def output(command: tuple[str, ...], folder: Path) -> str:
     return run.stdout + run.stderr
 
 
-def excerpt(text: str, shown: str) -> str:
-    """Returns the lines in which the pattern is found, with `…` for those in between."""
+def excerpt(text: str, sample: Sample) -> str:
+    """Returns the lines that a sample shows, with `…` for those in between."""
     lines: list[str] = []
     for line in text.splitlines():
-        if re.search(shown, line):
+        if re.search(sample.shown, line):
             lines.append(line.rstrip())
+        elif sample.at_start:
+            break
         elif lines[-1:] != ["…"]:
             lines.append("…")
     while lines[-1:] == ["…"]:
@@ -119,7 +122,7 @@ def main() -> None:
             again = sample_name == "done"
             if again or sample.command not in texts:
                 texts[sample.command] = output(sample.command, folder)
-            found[sample_name] = excerpt(texts[sample.command], sample.shown)
+            found[sample_name] = excerpt(texts[sample.command], sample)
         take_picture(folder / _RUN, PICTURE)
     for page in PAGES:
         text = page.read_text(encoding="utf-8")

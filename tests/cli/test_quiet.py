@@ -376,6 +376,9 @@ def test_a_stderr_that_is_gone(start, reason, code, closed):
 )
 def test_every_verb_starts_quietly(start, tmp_path, command):
     """If it is interrupted in the import, earlier output is not shown."""
+    for image in ("train/cat/1.jpg", "val/cat/1.jpg"):  # prepare lists them before the import
+        (tmp_path / image).parent.mkdir(parents=True)
+        (tmp_path / image).touch()
     name, *flags = command.format(tmp=tmp_path).split()
     text = f"""
 import runpy

@@ -108,6 +108,7 @@ def batches(config, source, start, stop, on_bad=None):
     return list(dataset.as_numpy_iterator())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", QUICK_FAULTS, indirect=True)
 def test_training_names_the_bad_file(folder, fault):
     spoil, reason = fault
@@ -214,6 +215,7 @@ def test_a_label_outside_the_classes(tmp_path, label):
     assert set(seen) == {0, 1}
 
 
+@pytest.mark.slow
 def test_a_record_that_is_damaged_inside(folder, tmp_path):
     from trainer.data.preparation import Request, prepare
 
@@ -361,6 +363,7 @@ def test_each_bad_example_is_reported_once_even_after_a_kill(tmp_path):
     assert len(lines) == len(asked) == 4
 
 
+@pytest.mark.slow
 def test_copies_of_a_run_do_not_share(folder, tmp_path):
     """Two runs on the same data each have their own list."""
     write_text(a_jpeg(folder, "train"))

@@ -102,6 +102,7 @@ def variables(path: Path) -> dict[str, np.ndarray]:
     return {name: reader.get_tensor(name) for name in names}
 
 
+@pytest.mark.slow
 def test_a_run_keeps_none_and_computes_with_the_number(
     small_config, data_dir, tmp_path, monkeypatch
 ):

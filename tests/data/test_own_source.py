@@ -120,7 +120,11 @@ def open_source(config, split, data_dir):
     ("wrong", "reason"),
     [
         ("raise KeyError('no row')", "{path}, line 37: KeyError: 'no row'"),
-        ("return labels.astype('int64')", "0-th value returned by pyfunc_"),
+        pytest.param(
+            "return labels.astype('int64')",
+            "0-th value returned by pyfunc_",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_an_example_that_fails_in_python_is_named_or_skipped(

@@ -208,7 +208,9 @@ def digit_records(tmp_path_factory) -> str:
     return folder
 
 
-@pytest.mark.parametrize("split", ["train", "train[10%:50%]", "test+train[:7]"])
+@pytest.mark.parametrize(
+    "split", [pytest.param("train", marks=pytest.mark.slow), "train[10%:50%]", "test+train[:7]"]
+)
 def test_tfds_in_either_format_is_the_same(digits_config, digit_records, monkeypatch, split):
     in_memory = open_source(digits_config, split, digit_records)
     monkeypatch.setattr(tfds_split, "_IN_MEMORY_BYTES", 0)

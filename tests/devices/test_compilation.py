@@ -14,7 +14,11 @@ from trainer.errors import UserError
 @pytest.mark.usefixtures("xla")
 @pytest.mark.parametrize(
     ("num_replicas", "sync_batch_norm", "accumulation_steps", "expected"),
-    [(1, True, 1, "step"), (1, True, 2, "step"), (2, False, 1, "forward_backward")],
+    [
+        pytest.param(1, True, 1, "step", marks=pytest.mark.slow),
+        (1, True, 2, "step"),
+        pytest.param(2, False, 1, "forward_backward", marks=pytest.mark.slow),
+    ],
 )
 def test_xla_on_cpu_computes_the_same(
     small_config, digits, num_replicas, sync_batch_norm, accumulation_steps, expected

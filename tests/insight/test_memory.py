@@ -84,6 +84,7 @@ def estimate(*settings: str) -> tuple[memory.TrainingMemory, dict[str, int]]:
     return memory.training_memory(config, model, graph), memory.kept_by_layer(graph)
 
 
+@pytest.mark.slow
 def test_slots_averages_and_sums_take_the_memory_of_their_variables():
     settings = (
         "optimizer.name=sgd",

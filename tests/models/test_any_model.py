@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from tests.conftest import RECIPE, strategy_of
 from tests.models.test_families import config_of, losses, weights
-from tests.small_models import ONE_BLOCK, TINY_RS, TINY_VGG, UNCONNECTED
+from tests.small_models import ONE_BLOCK, TINY_VGG, UNCONNECTED
 from tests.step.test_host_loop import assert_no_host_work, with_options
 from tests.step_runs import Run
 from trainer.insight.anatomy import anatomy, watching
@@ -49,7 +49,7 @@ def test_a_net_whose_logits_ignore_the_image_does_not_learn(digits_config, digit
         check_that_it_learns(run)
 
 
-@pytest.mark.slow_except(TINY_RS, RECIPE)
+@pytest.mark.slow_except(RECIPE)
 @pytest.mark.parametrize(
     "precision", ["float32", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)]
 )
@@ -63,7 +63,7 @@ def test_a_model_trains_on_two_replicas(digits_config, digits, any_model, precis
     assert unmoved == []
 
 
-@pytest.mark.slow_except(TINY_RS, RECIPE)
+@pytest.mark.slow_except(RECIPE)
 def test_two_replicas_and_one_train_the_same(digits_config, digits, any_model):
     settings = {"dropout": 0.2, "stochastic_depth": 0.3}
     known = getattr(family_of(any_model), "SETTINGS", ())

@@ -41,6 +41,7 @@ def weights(run: Run) -> np.ndarray:
     return np.concatenate([np.ravel(v.numpy()) for v in run.state.model.trainable_variables])
 
 
+@pytest.mark.slow
 def test_dropped_branches_depend_on_the_step_and_not_on_the_parts(digits_config, digits):
     """A run with more micro-batches, and one from the middle, draw the same numbers."""
     settings = ("model.stochastic_depth=0.5", "model.dropout=0.5", "model.zero_init_residual=false")

@@ -101,6 +101,7 @@ def test_loop_lengths_do_not_change_the_result(linear_config, data_dir, tmp_path
     np.testing.assert_allclose(losses[0], losses[2], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_image_sizes_grow_as_configured_even_after_a_stop(digits_config, data_dir, tmp_path):
     """96 of 1,437: an epoch is 14.97 steps."""
     config = with_data(

@@ -78,7 +78,8 @@ def test_replicas_end_in_the_same_weights(noisy_on_one_replica, num_replicas):
             np.testing.assert_array_equal(first, other)
 
 
-@pytest.mark.parametrize("num_replicas", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_replicas", [2, 4])
 def test_replicas_see_the_same_losses_on_the_default(digits_config, digits, num_replicas):
     """The default recipe itself, during the steps before rounding grows (see _Noisy)."""
     losses = [Run(digits_config, digits, strategy_of(n)).train(8).loss for n in (1, num_replicas)]
@@ -193,6 +194,7 @@ def test_the_loss_scale_halves_on_overflow_and_doubles_after_a_row(monkeypatch):
     assert history == [8, 8, 4, 4, 4, 8, 8, 4, 2, 1, 1, 1]  # and never below 1
 
 
+@pytest.mark.slow
 def test_evaluating_the_average_leaves_the_weights_alone(config, digits):
     run = Run(config, digits, strategy_of(2))
     run.train(3)

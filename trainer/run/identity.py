@@ -84,7 +84,9 @@ def _described(split: Split) -> dict[str, Any]:
 
 def _absolute(place: str) -> str:
     """Returns a place that means the same in another folder, if it is a path and no address."""
-    return place if not place or "://" in place else os.path.abspath(place)  # noqa: PTH100 (links stay)
+    if not place or "://" in place:
+        return place
+    return os.path.abspath(place)  # noqa: PTH100  # keeps links
 
 
 def config_differences(config: Config, saved: Metadata) -> list[str]:
