@@ -47,7 +47,7 @@ docs: .venv-docs/installed
 
 # Runs the commands whose output the documentation shows, and writes it and the picture there.
 samples: .venv/installed .venv-preflight/installed
-	$(BIN)/python docs/samples.py
+	$(BIN)/python -m docs.samples
 
 docs-serve: .venv-docs/installed
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs serve

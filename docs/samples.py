@@ -7,24 +7,21 @@ A block of output has its sample's name in a comment above it, which no reader s
 The picture of TensorBoard is of the same run. It needs Chromium.
 """
 
-import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
-import urllib.parse
 from pathlib import Path
 from typing import NamedTuple
+
+from docs.picture import PictureError, take_picture
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 PICTURE = ROOT / "docs" / "tensorboard.png"
 BLOCK = re.compile(r"(<!-- sample: ([\w-]+) -->\n```\n)(.*?)(^```)", re.DOTALL | re.MULTILINE)
 _RUN = "runs/digits"  # of the default recipe
-_CARDS = ("accuracy", "loss", "learning_rate", "gradient_norm", "images_per_second")
-_SIZE = "1600,836"  # pixels
 
 
 class Sample(NamedTuple):
@@ -88,30 +85,6 @@ def excerpt(text: str, sample: Sample) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def take_picture(run: Path, to: Path) -> None:
-    """Writes a picture of TensorBoard that shows a run, by Chromium."""
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        sys.exit("error: the picture needs Chromium: apt-get install chromium")
-    board = [sys.executable, "-m", "tensorboard.main", "--logdir", str(run), "--port", "0"]
-    with subprocess.Popen(board, stderr=subprocess.PIPE, text=True) as server:
-        assert server.stderr is not None
-        addresses = (re.search(r"http://\S+", line) for line in server.stderr)
-        address = next(found[0] for found in addresses if found)
-        pinned = json.dumps([{"plugin": "scalars", "tag": tag} for tag in _CARDS])
-        query = urllib.parse.urlencode({"pinnedCards": pinned, "smoothing": 0})
-        subprocess.run(
-            [
-                *(chromium, "--headless", "--no-sandbox", "--hide-scrollbars"),
-                *(f"--window-size={_SIZE}", "--virtual-time-budget=60000"),
-                *(f"--screenshot={to}", f"{address}?{query}#timeseries"),
-            ],
-            check=True,
-            capture_output=True,
-        )
-        server.terminate()
-
-
 def main() -> None:
     texts: dict[tuple[str, ...], str] = {}
     found: dict[str, str] = {}
@@ -123,10 +96,14 @@ def main() -> None:
             if again or sample.command not in texts:
                 texts[sample.command] = output(sample.command, folder)
             found[sample_name] = excerpt(texts[sample.command], sample)
-        take_picture(folder / _RUN, PICTURE)
-    for page in PAGES:
-        text = page.read_text(encoding="utf-8")
-        page.write_text(BLOCK.sub(lambda m: f"{m[1]}{found[m[2]]}{m[4]}", text), encoding="utf-8")
+        for page in PAGES:
+            text = page.read_text(encoding="utf-8")
+            text = BLOCK.sub(lambda m: f"{m[1]}{found[m[2]]}{m[4]}", text)
+            page.write_text(text, encoding="utf-8")
+        try:
+            take_picture(folder / _RUN, PICTURE)
+        except PictureError as error:
+            sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
