@@ -8,7 +8,7 @@ ARGS ?=
 TWO := -n 2 --dist loadfile
 
 .PHONY: train test test-slow test-tf220 coverage check format docs docs-serve parity preflight-env \
-  bench tensorboard clean
+  bench samples tensorboard clean
 
 train: .venv/installed
 	$(BIN)/python -m trainer.main --strategy=mirrored $(ARGS)

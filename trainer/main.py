@@ -79,7 +79,9 @@ def train() -> int:
     alone = strategy_name in ("one_device", "mirrored", "tpu")
     cluster = None if alone else cluster_lib.tf_config_cluster()
     folder = RunFolder(workdir, config, is_chief=cluster is None or cluster.rank == 0)
-    if metadata := identity.metadata_of_found(config, splits):
+    metadata = identity.metadata_of_found(config, splits)
+    # Workers meet first: they name the one whose data differ, and all end together.
+    if metadata and (cluster is None or folder.is_done):
         folder.refuse_another_run(metadata)
         if folder.is_done and folder.is_known:
             return _tell_again(folder)

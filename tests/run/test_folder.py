@@ -145,10 +145,11 @@ def test_a_written_config_is_read_back(tmp_path):
 
 
 def start(path: Path, config: Config) -> None:
-    """Writes the folder of a run of `config` that no process owns."""
-    RunFolder(str(path), config).write_config(
-        {"config": config_lib.to_dict(config), "class_names": []}
-    )
+    """Writes the folder of a run of `config`, with a checkpoint, that no process owns."""
+    folder = RunFolder(str(path), config)
+    folder.write_config({"config": config_lib.to_dict(config), "class_names": []})
+    folder.checkpoints.mkdir()
+    (folder.checkpoints / "ckpt-1.index").touch()
 
 
 def test_a_run_resumes_with_its_config(tmp_path):
@@ -156,7 +157,16 @@ def test_a_run_resumes_with_its_config(tmp_path):
     start(tmp_path, config)
     RunFolder(str(tmp_path), config)
     RunFolder(str(tmp_path), override(config, ["steps_per_loop=7", "checkpoint_every_s=1"]))
-    assert [path.name for path in tmp_path.iterdir() if path.name != ".lock"] == ["config.json"]
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {".lock", "checkpoints", "config.json"}
+
+
+def test_a_run_without_a_checkpoint_may_become_another(tmp_path):
+    """Its first steps showed a mistake in the config, and there is nothing to lose."""
+    folder = RunFolder(str(tmp_path), Config())
+    folder.write_config({"config": config_lib.to_dict(Config()), "class_names": []})
+    folder._locks.close()
+    assert RunFolder(str(tmp_path), override(Config(), ["seed=3"])).is_resumed
 
 
 @pytest.mark.parametrize("is_chief", [True, False])

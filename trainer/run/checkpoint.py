@@ -150,7 +150,8 @@ class Checkpoints:
                 reader = tf.train.load_checkpoint(path)
                 if reader.has_tensor(_BEST):
                     return Best.from_json(reader.get_tensor(_BEST).decode())
-                return Best(accuracy=float(reader.get_tensor(_BEST_ACCURACY)))
+                # Rounded to float32, and without its loss: an equal accuracy is better.
+                return Best(accuracy=float(reader.get_tensor(_BEST_ACCURACY)) - 1e-7)
             except (tf.errors.OpError, ValueError, IndexError, TypeError):
                 continue  # damaged: any model is better
         return Best()

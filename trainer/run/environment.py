@@ -70,18 +70,23 @@ def _driver() -> str:
 
 def _commit(folder: Path) -> str:
     """Returns the git commit of the project's checkout, `+` if files differ from it; "" if none."""
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", *arguments],
             cwd=folder,
             capture_output=True,
             text=True,
             timeout=_GIT_TIMEOUT_S,
             check=True,
         )
+        return done.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "__init__.py")  # not an environment in another checkout
+        return git("describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*")
     except (OSError, subprocess.SubprocessError):
         return ""
-    return described.stdout.strip()
 
 
 def machine() -> dict[str, Any]:

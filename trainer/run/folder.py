@@ -48,7 +48,7 @@ class RunFolder:
     def __init__(self, path: str, config: Config, is_chief: bool = True):
         if "://" in path:
             raise UserError(f"--workdir={path}: must be a local or mounted folder, not an address")
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         self.is_chief = is_chief
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
@@ -58,7 +58,11 @@ class RunFolder:
         if self.is_chief:
             self._make_and_lock()
         self.is_resumed = self._config_file.exists() or self.checkpoints.exists()
-        self._refuse_another_config(config)
+        try:
+            self._refuse_another_config(config)
+        except UserError:
+            self.remove()
+            raise
 
     def _make_and_lock(self) -> None:
         path = self.path / ".lock"
@@ -89,8 +93,8 @@ class RunFolder:
         lock.flush()
 
     def _refuse_another_config(self, config: Config) -> None:
-        saved = self.read_config()
-        if saved is None:
+        saved = self.read_config()  # even if it is not compared: another program's is not replaced
+        if saved is None or not self._is_worth_keeping:
             return
         if different := identity.config_differences(config, saved):
             raise UserError(
@@ -126,8 +130,11 @@ class RunFolder:
 
     def _read_config_to_resume(self) -> dict[str, Any] | None:
         """Returns what `write_config` saved, or None if there is nothing to resume or to lose."""
-        is_run = self.is_done or self._has_checkpoint()
-        return self.read_config() if is_run else None
+        return self.read_config() if self._is_worth_keeping else None
+
+    @property
+    def _is_worth_keeping(self) -> bool:
+        return self.is_done or self._has_checkpoint()
 
     def _has_checkpoint(self) -> bool:
         return any(self.checkpoints.glob("ckpt-*.index"))

@@ -137,11 +137,15 @@ def notes(now: Metadata, saved: Metadata) -> list[str]:
 
 
 def as_it_began(now: Metadata, saved: Metadata) -> dict[str, Any]:
-    """Returns the metadata of a run that resumes: its weights are those that it began with."""
-    weights = now["weights"]
+    """Returns the metadata of a run that resumes: its weights are those that it began with, and so
+    are its data, if a source of the user's own has stopped telling what they are."""
+    weights, data = now["weights"], dict(now["data"])
     if weights and saved.get("weights"):
         weights = {**weights, "fingerprint": saved["weights"]["fingerprint"]}
-    return {**now, "weights": weights}
+    for kind in data:
+        if data[kind] and not data[kind]["fingerprint"] and _fingerprint(saved, kind):
+            data[kind] = {**data[kind], "fingerprint": _fingerprint(saved, kind)}
+    return {**now, "weights": weights, "data": data}
 
 
 def refuse_another_run(now: Metadata, saved: Metadata, where: str, advice: str) -> None:

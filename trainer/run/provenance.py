@@ -13,6 +13,11 @@ from trainer.units import count
 
 _SHOWN_CLASSES = 12
 _INDENT = 10
+_FIELDS = {
+    "start": {"command", "cwd", "config_file", "versions", "machine", "pid"},
+    "devices": {"strategy", "replicas", "devices"},
+    "end": {"reason", "exit_code"},
+}
 
 
 def runs_in(folder: Path) -> list[Path]:
@@ -71,7 +76,11 @@ def _read(folder: Path) -> tuple[Mapping[str, Any], list[dict[str, Any]]]:
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / 'config.json'}: cannot be read ({error})") from None
-    return metadata, read_history(folder)
+    # Without lines that are not of a run, in a file that somebody has edited.
+    events = read_history(folder)
+    return metadata, [
+        event for event in events if _FIELDS.get(event["kind"], set()) <= event.keys()
+    ]
 
 
 def _state(folder: Path, events: Sequence[Mapping[str, Any]]) -> str:
