@@ -142,9 +142,9 @@ def as_it_began(now: Metadata, saved: Metadata) -> dict[str, Any]:
     weights, data = now["weights"], dict(now["data"])
     if weights and saved.get("weights"):
         weights = {**weights, "fingerprint": saved["weights"]["fingerprint"]}
-    for kind in data:
-        if data[kind] and not data[kind]["fingerprint"] and _fingerprint(saved, kind):
-            data[kind] = {**data[kind], "fingerprint": _fingerprint(saved, kind)}
+    for kind, split in now["data"].items():
+        if split and not split["fingerprint"]:
+            data[kind] = {**split, "fingerprint": _fingerprint(saved, kind)}
     return {**now, "weights": weights, "data": data}
 
 
