@@ -114,6 +114,11 @@ def test_every_room_has_its_floor():
     assert folders | files == (set(FLOOR_OF) - {"verbs"}) | VERBS
 
 
+def test_every_source_has_its_split():
+    for module in SOURCES.values():
+        assert f"trainer.data.splits.{module.rpartition('.')[2]}" in modules()
+
+
 def test_short_names_stand_for_modules_of_their_room():
     for names, expected in ((MODELS, "models"), (SOURCES, "data")):
         assert {room(module) for module in names.values()} == {expected}

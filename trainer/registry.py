@@ -34,10 +34,10 @@ MODELS: dict[str, str] = {
 }
 
 SOURCES: dict[str, str] = {
-    "digits": "trainer.data.tfds_source",
-    "cifar10": "trainer.data.tfds_source",
-    "imagenet2012": "trainer.data.tfds_source",
-    "tfds": "trainer.data.tfds_source",
+    "digits": "trainer.data.tfds",
+    "cifar10": "trainer.data.tfds",
+    "imagenet2012": "trainer.data.tfds",
+    "tfds": "trainer.data.tfds",
     "folder": "trainer.data.folder",
     "tfrecord": "trainer.data.tfrecord",
     "arrays": "trainer.data.arrays",

@@ -11,7 +11,8 @@ import tensorflow as tf
 
 from tests.conftest import with_data
 from trainer.config import Config
-from trainer.data import digits, tfds_source
+from trainer.data import digits
+from trainer.data import tfds as tfds_source
 from trainer.data.pipeline import train_dataset
 from trainer.data.source import open_source, open_split
 from trainer.data.splits import tfds as tfds_split

@@ -5,19 +5,7 @@ from importlib import import_module
 
 from trainer.config import Config, with_num_classes
 from trainer.data.splits.split import Split, check_fit
-
-# The module of each data set that has an alias in trainer/registry.py. Imported when it is used:
-# TFDS alone takes half a second.
-_FINDERS = {
-    "digits": "tfds",
-    "cifar10": "tfds",
-    "imagenet2012": "tfds",
-    "tfds": "tfds",
-    "folder": "folder",
-    "tfrecord": "tfrecord",
-    "arrays": "arrays",
-    "synthetic": "synthetic",
-}
+from trainer.registry import SOURCES
 
 
 def find_split(config: Config, split: str, data_dir: str) -> Split | None:
@@ -30,12 +18,12 @@ def find_split(config: Config, split: str, data_dir: str) -> Split | None:
     Raises:
         UserError: if the data are missing or differ from the config.
     """
-    kind = _FINDERS.get(config.data.name)
-    if kind is None:
+    if config.data.name not in SOURCES:
         return None
-    find: Callable[[Config, str, str], Split | None] = import_module(
-        f"trainer.data.splits.{kind}"
-    ).find
+    # The module of the same name in this folder. Imported now: TFDS alone takes half a second.
+    name = SOURCES[config.data.name].rpartition(".")[2]
+    find: Callable[[Config, str, str], Split | None]
+    find = import_module(f"trainer.data.splits.{name}").find
     found = find(config, split, data_dir)
     if found is not None:
         check_fit(config, found.class_names, found.num_examples, found.channels, found.image_shape)
