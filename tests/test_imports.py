@@ -29,7 +29,7 @@ WITHOUT_TENSORFLOW = (
     *("models.weights.early", "models.weights.heads", "models.weights.identity"),
     *("models.weights.known_models", "models.weights.tensor_file", "models.weights.trained"),
     *("data.decoder_log", "data.splits", "devices.choice", "devices.cluster", "devices.tpu"),
-    *("run.environment", "run.folder", "run.history", "run.identity", "run.provenance"),
+    *("run.best", "run.environment", "run.folder", "run.history", "run.identity", "run.provenance"),
     "run.stopwatch",
 )
 

@@ -12,16 +12,12 @@ from absl import app, flags, logging
 
 from trainer.cli import mistakes
 from trainer.errors import (
-    EXIT_DIVERGED,
     EXIT_DONE,
-    EXIT_GROUP_BROKEN,
-    EXIT_INTERRUPTED,
-    EXIT_PREEMPTED,
     EXIT_USER_ERROR,
     DivergedError,
-    GroupError,
     PreemptedError,
     UserError,
+    exit_code_of,
 )
 
 _WIDTH = 80
@@ -47,20 +43,18 @@ def run(
             logging.set_verbosity(logging.ERROR)  # libraries' own lines, such as those of TFDS
         try:
             return verb()
-        except GroupError as error:
-            _exit_with_error(str(error), EXIT_GROUP_BROKEN)
         except UserError as error:
-            _exit_with_error(str(error))
+            _exit_with_error(str(error), error.exit_code)
         except PreemptedError as error:
             print(f"stopped: {error}; the same command resumes from there")
-            return EXIT_PREEMPTED
+            return error.exit_code
         except DivergedError as error:
             print(f"diverged: {error}", file=sys.stderr)
-            return EXIT_DIVERGED
-        except KeyboardInterrupt:
+            return error.exit_code
+        except KeyboardInterrupt as error:
             # Once the training has begun, it handles Ctrl-C itself (see run/signals.py).
             print("stopped", file=sys.stderr)
-            return EXIT_INTERRUPTED
+            return exit_code_of(error)
 
     _import_from_here()
     _prepare_output()

@@ -13,7 +13,7 @@ from typing import Any
 import trainer
 from trainer.units import bytes_text
 
-_PACKAGES = ("tensorflow", "tf-keras", "tensorflow-datasets", "numpy", "jax")
+_PACKAGES = ("tensorflow", "tf-keras", "tensorflow-datasets", "numpy")
 # The names of variables that change what TensorFlow, CUDA or this project does. Values of others
 # may be secret, and are not recorded: those of Terraform begin with TF_ too.
 _PREFIXES = (

@@ -165,12 +165,7 @@ class RunFolder:
     def read_config(self) -> dict[str, Any] | None:
         """Returns what `write_config` saved, or None in a new folder."""
         try:
-            saved = json.loads(self._config_file.read_text(encoding="utf-8"))
-            if not isinstance(saved["config"], dict):
-                raise TypeError("its 'config' is not an object")
-            if not isinstance(saved["class_names"], list):
-                raise TypeError("its 'class_names' is not a list")
-            return saved
+            return identity.read_metadata(self._config_file)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -13,17 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import (
-    EXIT_BUG,
-    EXIT_DIVERGED,
     EXIT_DONE,
-    EXIT_GROUP_BROKEN,
-    EXIT_INTERRUPTED,
-    EXIT_PREEMPTED,
-    EXIT_USER_ERROR,
     DivergedError,
     GroupError,
     PreemptedError,
     UserError,
+    exit_code_of,
 )
 from trainer.run.environment import environment
 from trainer.run.folder import RunFolder
@@ -31,6 +26,15 @@ from trainer.run.folder import RunFolder
 FILE = "history.jsonl"
 # Variables whose value may differ between two processes of one run without changing its result.
 _FREE_VARIABLES = {"TF_CONFIG", "TF_CPP_MIN_LOG_LEVEL", "TFDS_DATA_DIR"}
+
+# How a run ends, in words. A GroupError is a UserError, too.
+_ENDS = {
+    PreemptedError: "stopped by a signal",
+    DivergedError: "diverged",
+    GroupError: "the group broke",
+    UserError: "error",
+    KeyboardInterrupt: "Ctrl-C",
+}
 
 Event = Mapping[str, Any]
 
@@ -114,7 +118,9 @@ def recorded(folder: RunFolder, config_file: str) -> Iterator[History]:
     """
     history = History(folder)
     try:
-        history.add("start", {**environment(), "config_file": config_file, **_text_of(config_file)})
+        if folder.is_chief:  # the others need not ask git
+            config = {"config_file": config_file, **_text_of(config_file)}
+            history.add("start", environment() | config)
         yield history
     except BaseException as error:
         history.add("end", _end(error))
@@ -132,17 +138,10 @@ def _text_of(path: str) -> dict[str, str]:
 
 
 def _end(error: BaseException) -> dict[str, Any]:
-    kinds: list[tuple[type[BaseException], str, int]] = [
-        (PreemptedError, "stopped by a signal", EXIT_PREEMPTED),
-        (DivergedError, "diverged", EXIT_DIVERGED),
-        (GroupError, "the group broke", EXIT_GROUP_BROKEN),
-        (UserError, "error", EXIT_USER_ERROR),
-        (KeyboardInterrupt, "Ctrl-C", EXIT_INTERRUPTED),
-        (BaseException, type(error).__name__, EXIT_BUG),
-    ]
-    what, code = next((what, code) for kind, what, code in kinds if isinstance(error, kind))
+    what = next((what for kind, what in _ENDS.items() if isinstance(error, kind)), None)
+    what = what or type(error).__name__
     text = " ".join(str(error).split())[:500]
-    return {"reason": f"{what}: {text}" if text else what, "exit_code": code}
+    return {"reason": f"{what}: {text}" if text else what, "exit_code": exit_code_of(error)}
 
 
 def _shown(event: Event) -> dict[str, str]:

@@ -5,9 +5,11 @@ here are in `config.json` and in every checkpoint. docs/training.md has a table 
 what is noted, and what is free.
 """
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 from trainer import config as config_lib
@@ -87,6 +89,21 @@ def _absolute(place: str) -> str:
     if not place or "://" in place:
         return place
     return os.path.abspath(place)  # noqa: PTH100  # keeps links
+
+
+def read_metadata(file: Path) -> dict[str, Any]:
+    """Reads a run's config.json.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError, KeyError, TypeError: if it is not a run's.
+    """
+    saved = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(saved["config"], dict):
+        raise TypeError("its 'config' is not an object")
+    if not isinstance(saved["class_names"], list):
+        raise TypeError("its 'class_names' is not a list")
+    return saved
 
 
 def config_differences(config: Config, saved: Metadata) -> list[str]:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import UserError
+from trainer.run.best import Best
 from trainer.run.history import read_history
+from trainer.run.identity import read_metadata
 from trainer.units import count
 
 _SHOWN_CLASSES = 12
@@ -66,9 +68,7 @@ def summarize_run(folder: Path) -> str:
 
 def _read(folder: Path) -> tuple[Mapping[str, Any], list[dict[str, Any]]]:
     try:
-        metadata = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if not (isinstance(metadata["config"], dict) and isinstance(metadata["class_names"], list)):
-            raise TypeError("it is not a run's")
+        metadata = read_metadata(folder / "config.json")
     except FileNotFoundError:
         raise UserError(
             f"{folder}: is not the folder of a run: it has no config.json; python -m trainer.runs "
@@ -96,19 +96,19 @@ def _state(folder: Path, events: Sequence[Mapping[str, Any]]) -> str:
 
 def _result(folder: Path) -> str:
     """Returns the best evaluation, as in the run's records."""
-    best = (-math.inf, math.inf, 0)
+    best = Best()
     try:
         with (folder / "metrics.jsonl").open(encoding="utf-8") as lines:
             # Most lines are steps, which need not be parsed.
             records = [json.loads(line) for line in lines if '"kind": "eval"' in line]
         for record in records:
-            for prefix in ("", "ema_"):
-                accuracy, loss = (record.get(f"{prefix}{n}") for n in ("top1_accuracy", "loss"))
-                if accuracy is not None and loss is not None:
-                    best = max(best, (accuracy, -loss, record["step"]))
+            # null stands for a loss that is not finite.
+            values = {name: math.inf if v is None else v for name, v in record.items()}
+            found = Best.of(values, record["step"])
+            best = found if found.beats(best) else best
     except (OSError, ValueError, KeyError, TypeError):
         return ""
-    return f", best accuracy {best[0]:.4f} at step {best[2]}" if best[0] >= 0 else ""
+    return f", best accuracy {best.accuracy:.4f} at step {best.step}" if best.step else ""
 
 
 def _commands(starts: Sequence[Mapping[str, Any]]) -> list[str]:

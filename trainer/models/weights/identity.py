@@ -1,6 +1,7 @@
 """What the weights that a run begins with are, wherever they lie. No TensorFlow."""
 
 import contextlib
+import functools
 import hashlib
 import os
 import re
@@ -27,11 +28,19 @@ def weights_identity(path: str | None) -> dict[str, str] | None:
     if not file.is_file():
         file = _index_of(file)
     try:
-        with file.open("rb") as content:
-            digest = hashlib.file_digest(content, "sha256").hexdigest()[:16]
+        status = file.stat()
+        digest = _digest(file, status.st_size, status.st_mtime_ns)
     except OSError:
         digest = ""
     return {"path": path, "fingerprint": digest}
+
+
+@functools.lru_cache
+def _digest(file: Path, size: int, modified: int) -> str:
+    """Returns the hash of a file of this size and time: a start asks twice, of up to gigabytes."""
+    del size, modified
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()[:16]
 
 
 def _index_of(path: Path) -> Path:
